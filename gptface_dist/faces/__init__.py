@@ -1,0 +1,1 @@
+"""Captioned faces that need no internet: rendered ones, and the ORL photographs."""

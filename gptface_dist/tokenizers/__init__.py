@@ -1,0 +1,1 @@
+"""Tokenizers: text (sentencepiece), image (VQ autoencoder), and the vocabulary that joins them."""

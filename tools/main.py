@@ -1,0 +1,41 @@
+"""The ``gptface`` program: groups of commands, and one place where a user's mistake becomes one line."""
+
+import sys
+
+import typer
+
+import gptface_dist
+from gptface_dist.errors import UserError
+from gptface_dist.tools import faces, tokenizer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="GPTFace: from pictures with captions to a model that reads, writes and edits faces.",
+)
+app.add_typer(faces.app, name="faces")
+app.add_typer(tokenizer.app, name="tokenizer")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gptface_dist {gptface_dist.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
+    """Everything GPTFace, from the command line."""
+
+
+def run() -> None:
+    """Entry point: a :class:`UserError` ends the program with its line on stderr and status 2, without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"gptface: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("gptface: interrupted", file=sys.stderr)
+        sys.exit(130)
