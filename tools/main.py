@@ -39,3 +39,7 @@ def run() -> None:
     except KeyboardInterrupt:
         print("gptface: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

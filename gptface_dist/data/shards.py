@@ -4,7 +4,6 @@ A folder of shards holds ``00000.tar``, its sidecar ``00000.tar.index.json`` (ev
 CRC-32 of each member) and one ``index.json`` that lists the shards (samples, bytes, sha256) and what they hold.
 """
 
-import io
 import json
 import os
 import tarfile
@@ -13,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from gptface_dist.data.tar import Damage, Hashing, Sample, samples
 from gptface_dist.errors import UserError
@@ -41,8 +40,8 @@ class Extent:
 class Sidecar:
     """What one shard holds."""
 
-    bytes: int
-    """Size of the shard file."""
+    size: int
+    """Bytes of the shard file."""
     sha256: str
     """Hash of the shard file."""
     samples: list[tuple[str, dict[str, Extent]]]
@@ -52,7 +51,7 @@ class Sidecar:
 
     def to_json(self) -> str:
         """Compact JSON, one sample a line."""
-        head = {"format": SIDECAR_FORMAT, "bytes": self.bytes, "sha256": self.sha256, "problems": self.problems}
+        head = {"format": SIDECAR_FORMAT, "size": self.size, "sha256": self.sha256, "problems": self.problems}
         rows = [
             json.dumps([key, {ext: [e.offset, e.size, e.crc32] for ext, e in found.items()}], separators=(",", ":"))
             for key, found in self.samples
@@ -67,7 +66,7 @@ class Sidecar:
             if raw["format"] != SIDECAR_FORMAT:
                 raise KeyError(raw["format"])
             rows = [(key, {ext: Extent(*extent) for ext, extent in found.items()}) for key, found in raw["samples"]]
-            return cls(raw["bytes"], raw["sha256"], rows, raw["problems"])
+            return cls(raw["size"], raw["sha256"], rows, raw["problems"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{origin} is not a shard index ({error}): rebuild it with `gptface data index`") from None
 
@@ -80,8 +79,8 @@ class ShardEntry:
     """File name inside the folder, or a whole URL."""
     samples: int
     """Number of samples."""
-    bytes: int
-    """Size of the file."""
+    size: int
+    """Bytes of the file."""
     sha256: str
     """Hash of the file."""
 
@@ -179,7 +178,7 @@ class ShardWriter:
         # The sidecar first: a shard that has its name also has its index, so "the tar exists" means "done".
         write_atomically(sidecar_path(self.path), sidecar.to_json())
         self._temporary.replace(self.path)
-        self.entry = ShardEntry(self.path.name, len(self._rows), sidecar.bytes, sidecar.sha256)
+        self.entry = ShardEntry(self.path.name, len(self._rows), sidecar.size, sidecar.sha256)
 
 
 def sidecar_path(shard: Path) -> Path:
@@ -191,10 +190,10 @@ def read_entry(shard: Path) -> ShardEntry:
     """The index line of a finished local shard, from its sidecar."""
     path = sidecar_path(shard)
     sidecar = Sidecar.from_json(path.read_bytes(), str(path))
-    return ShardEntry(shard.name, len(sidecar.samples), sidecar.bytes, sidecar.sha256)
+    return ShardEntry(shard.name, len(sidecar.samples), sidecar.size, sidecar.sha256)
 
 
-def scan(file: io.BufferedIOBase | Any, name: str) -> Sidecar:
+def scan(file: BinaryIO, name: str) -> Sidecar:
     """Read a tar from front to back and index it. Damage and repeated names go into ``problems``."""
     hashing = Hashing(file)
     rows: list[tuple[str, dict[str, Extent]]] = []
