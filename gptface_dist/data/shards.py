@@ -24,7 +24,7 @@ SIDECAR_SUFFIX = ".index.json"
 SIDECAR_FORMAT = "gptface-shard-index-1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Extent:
     """Where one member lies in its shard."""
 

@@ -1,0 +1,143 @@
+"""The order of samples: which sample stands at which place of the run, by arithmetic alone.
+
+A run reads *blocks* of ``block`` consecutive samples: the unit in which a global batch is dealt to ranks, and in which
+image-text pairs are swapped. Block ``k`` of the run is a function of (shards, seed, ``k``):
+
+1. ``mixture``: block ``k`` belongs to source ``i`` and is its ``n``-th block.
+2. Source ``i`` is read by ``streams`` logical streams in turn: block ``n`` is block ``n // streams`` of stream
+   ``n % streams``.
+3. Every epoch the shards of the source are shuffled and laid end to end; stream ``t`` of ``S`` reads the range
+   ``[t N / S, (t+1) N / S)`` of the ``N`` samples, so that it has one shard open at a time.
+4. Inside its part of a shard, samples are shuffled in windows of at most ``window`` samples.
+
+Nothing here depends on ranks, workers or restarts, and every sample comes exactly once an epoch.
+"""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from gptface_dist.errors import UserError
+
+MIXTURE_CYCLE = 1000
+"""Blocks after which every source has had exactly its share."""
+
+
+def random(*names: int | str) -> np.random.Generator:
+    """A generator that depends on the names alone, the same on every machine: Philox keyed by their BLAKE2 hash."""
+    digest = hashlib.blake2b("\0".join(map(str, names)).encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8")))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A sample's place in its source."""
+
+    epoch: int
+    """How many times the stream has been through its samples before."""
+    shard: int
+    """Number of the shard in the source's index."""
+    sample: int
+    """Number of the sample in the shard."""
+    segment: int
+    """Samples of this shard that the stream reads in this epoch."""
+
+
+class SourceOrder:
+    """The order of one source's samples.
+
+    Args:
+        counts: samples in each shard.
+        seed: the run's seed.
+        name: the source's name; two sources with the same shards get different orders.
+        streams: number of logical streams.
+        window: samples within which they are shuffled.
+    """
+
+    def __init__(self, counts: list[int], seed: int, name: str, streams: int, window: int):
+        total = sum(counts)
+        if streams < 1 or window < 1:
+            raise UserError(f"streams ({streams}) and window ({window}) must be at least 1")
+        if total < streams:
+            raise UserError(
+                f"source {name!r} holds {total} samples, fewer than its {streams} streams: set streams to {total} or less"
+            )
+        self._counts = np.asarray(counts, dtype=np.int64)
+        self._total = total
+        self._seed, self._name, self._streams, self._window = seed, name, streams, window
+        # Enough for every stream's current window, and for the two epochs that streams can be in at once.
+        self._epoch = functools.lru_cache(maxsize=4)(self._shuffled_shards)
+        self._permutation = functools.lru_cache(maxsize=2 * streams + 2)(self._shuffled_window)
+
+    @property
+    def streams(self) -> int:
+        """Number of logical streams."""
+        return self._streams
+
+    def stream_range(self, stream: int) -> tuple[int, int]:
+        """The part ``[start, stop)`` of each epoch's sequence that a stream reads."""
+        return stream * self._total // self._streams, (stream + 1) * self._total // self._streams
+
+    def place(self, stream: int, position: int) -> Place:
+        """The sample at a stream's position: 0, 1, 2, ... over all epochs."""
+        low, high = self.stream_range(stream)
+        epoch, offset = divmod(position, high - low)
+        shards, starts = self._epoch(epoch)
+        in_epoch = low + offset
+        slot = int(np.searchsorted(starts, in_epoch, side="right")) - 1
+        segment_low, segment_high = max(low, int(starts[slot])), min(high, int(starts[slot + 1]))
+        window = (in_epoch - segment_low) // self._window
+        window_low = segment_low + window * self._window
+        size = min(self._window, segment_high - window_low)
+        shuffled = self._permutation(epoch, stream, slot, window, size)
+        sample = window_low + int(shuffled[in_epoch - window_low]) - int(starts[slot])
+        return Place(epoch, int(shards[slot]), sample, segment_high - segment_low)
+
+    def _shuffled_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's shards in order, and where each begins in the epoch's sequence, with the end as last entry."""
+        shards = random("shards", self._seed, self._name, epoch).permutation(len(self._counts))
+        starts = np.concatenate([[0], np.cumsum(self._counts[shards])])
+        return shards, starts
+
+    def _shuffled_window(self, epoch: int, stream: int, slot: int, window: int, size: int) -> np.ndarray:
+        return random("window", self._seed, self._name, epoch, stream, slot, window).permutation(size)
+
+
+class Mixture:
+    """Which source each block of the run belongs to.
+
+    Every :data:`MIXTURE_CYCLE` blocks hold each source exactly in proportion to its weight (rounded to the cycle, at
+    least one block), in an order shuffled anew for every cycle.
+    """
+
+    def __init__(self, weights: list[float], seed: int):
+        if not weights or any(not weight > 0 for weight in weights):
+            raise UserError(f"source weights must be positive, got {weights}")
+        self._seed = seed
+        shares = np.asarray(weights, dtype=np.float64) / sum(weights) * MIXTURE_CYCLE
+        quotas = np.maximum(1, np.floor(shares)).astype(np.int64)
+        # Largest remainders first; when the minimum of one overshot, the largest quota pays.
+        while quotas.sum() < MIXTURE_CYCLE:
+            quotas[np.argmax(shares - quotas)] += 1
+        while quotas.sum() > MIXTURE_CYCLE:
+            quotas[np.argmax(quotas)] -= 1
+        self._quotas = quotas
+        self._cycle = functools.lru_cache(maxsize=2)(self._shuffled_cycle)
+
+    def locate(self, block: int) -> tuple[int, int]:
+        """Block of the run -> (source, number of the block within that source)."""
+        cycle, offset = divmod(block, MIXTURE_CYCLE)
+        sources, ordinals = self._cycle(cycle)
+        source = int(sources[offset])
+        return source, cycle * int(self._quotas[source]) + int(ordinals[offset])
+
+    def _shuffled_cycle(self, cycle: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each block of a cycle: its source, and how many of that source came before it in the cycle."""
+        sources = np.repeat(np.arange(len(self._quotas)), self._quotas)
+        sources = random("mixture", self._seed, cycle).permutation(sources)
+        ordinals = np.empty_like(sources)
+        for source, quota in enumerate(self._quotas):
+            ordinals[sources == source] = np.arange(quota)
+        return sources, ordinals

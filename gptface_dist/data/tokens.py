@@ -1,0 +1,128 @@
+"""Samples of token shards: image codes and tokenized captions.
+
+A token shard is a tar like any other: ``key.codes.npy`` (uint16 ``[H, W]``, codes of the image tokenizer) and
+``key.captions.npy`` (int32 ``[captions, longest]``, ids of the text tokenizer, rows filled up with -1).
+"""
+
+import functools
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from gptface_dist.data.folder import Unreadable
+from gptface_dist.data.stream import RawSample, Source
+from gptface_dist.errors import UserError
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+
+KIND = "tokens"
+CODES = "codes.npy"
+CAPTIONS = "captions.npy"
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """A tokenized picture with its captions."""
+
+    codes: np.ndarray
+    """uint16 [H, W]: codes of the picture, 0 .. image_codes - 1."""
+    captions: np.ndarray
+    """int32 [captions, longest]: text ids, rows filled up with -1."""
+
+    def caption(self, number: int) -> np.ndarray:
+        """int32 [length]: the ids of one caption."""
+        row = self.captions[number]
+        return row[row >= 0]
+
+
+def encode(codes: np.ndarray, captions: Sequence[Sequence[int]]) -> dict[str, bytes]:
+    """The members of a token sample; ``codes`` is any integer [H, W], ``captions`` at least one list of ids."""
+    if codes.ndim != 2 or codes.min() < 0 or codes.max() > np.iinfo(np.uint16).max:
+        raise ValueError(f"codes must be [H, W] within uint16, got {codes.shape} from {codes.min()} to {codes.max()}")
+    table = np.full((len(captions), max(1, *map(len, captions))), -1, dtype=np.int32)
+    for row, caption in zip(table, captions, strict=True):
+        row[: len(caption)] = caption
+    return {CODES: _to_npy(codes.astype(np.uint16)), CAPTIONS: _to_npy(table)}
+
+
+class TokenDecoder:
+    """Decodes samples of token shards, checking every id against the vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._vocabulary = vocabulary
+
+    def __call__(self, raw: RawSample) -> TokenSample:
+        """Codes and captions of a sample."""
+        codes, captions = _from_npy(raw.read(CODES)), _from_npy(raw.read(CAPTIONS))
+        if codes.ndim != 2 or codes.dtype != np.uint16 or codes.size == 0 or codes.max() >= self._vocabulary.image_codes:
+            raise Unreadable(f".{CODES} is not uint16 [H, W] below {self._vocabulary.image_codes}")
+        if (
+            captions.ndim != 2
+            or captions.dtype != np.int32
+            or captions.size == 0
+            or captions.max() >= self._vocabulary.text_size
+        ):
+            raise Unreadable(f".{CAPTIONS} is not int32 [captions, longest] below {self._vocabulary.text_size}")
+        return TokenSample(codes, captions)
+
+
+def _to_npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@functools.lru_cache(maxsize=256)
+def _header(data: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    shape, fortran, dtype = npy.read_array_header_1_0(io.BytesIO(data[npy.MAGIC_LEN :]))
+    if fortran or dtype.hasobject:
+        raise ValueError("not a plain C-ordered array")
+    return shape, dtype
+
+
+def _from_npy(data: bytes) -> np.ndarray:
+    """``np.load`` for plain version-1 arrays. Parsing the header is most of its time and headers repeat, so they are kept."""
+    try:
+        if data[: npy.MAGIC_LEN] != npy.magic(1, 0):
+            raise ValueError("not a version 1 .npy file")
+        start = npy.MAGIC_LEN + 2 + int.from_bytes(data[npy.MAGIC_LEN : npy.MAGIC_LEN + 2], "little")
+        shape, dtype = _header(data[:start])
+        return np.frombuffer(data, dtype, offset=start).reshape(shape)
+    except ValueError as error:
+        raise Unreadable(f"not a readable array: {error}") from None
+
+
+def index_meta(vocabulary: Vocabulary, grid: tuple[int, int], **more: Any) -> dict[str, Any]:
+    """What the index of token shards records: the tokenizers' hashes, the vocabulary's sizes, and the grid of codes."""
+    return {
+        "text_sha256": vocabulary.text_sha256,
+        "image_sha256": vocabulary.image_sha256,
+        "grid": list(grid),
+        **more,
+    }
+
+
+def check_sources(sources: Sequence[Source], vocabulary: Vocabulary) -> tuple[int, int]:
+    """The grid (rows, columns) that all sources share; refuses sources that other tokenizers made, naming both."""
+    grids = {}
+    for source in sources:
+        index, location = source.folder.index, source.folder.location
+        if index.kind != KIND:
+            raise UserError(f"{location} holds {index.kind}, not tokens: make them with `gptface data tokenize`")
+        for name, ours in (("text", vocabulary.text_sha256), ("image", vocabulary.image_sha256)):
+            theirs = index.meta.get(f"{name}_sha256")
+            if theirs != ours:
+                raise UserError(
+                    f"{location} was made with {name} tokenizer {str(theirs)[:12]}, the vocabulary has {ours[:12]}: "
+                    f"tokenize again, or use the tokenizers that made it"
+                )
+        rows, columns = index.meta["grid"]
+        grids[rows, columns] = location
+    if len(grids) != 1:
+        raise UserError(
+            "sources with different grids of codes: " + ", ".join(f"{w} has {g[0]}x{g[1]}" for g, w in grids.items())
+        )
+    return next(iter(grids))
