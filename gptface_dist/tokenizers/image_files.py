@@ -20,8 +20,7 @@ CLASS_NAME = "VQModel"
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a ``VQModel`` folder, underscore keys (class and library version) left out.
 
-    Raises:
-        UserError: the folder or one of its two files is missing, or it holds something else than a ``VQModel``.
+    :class:`UserError` where the folder or one of its two files is missing, or it holds something else than a ``VQModel``.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
@@ -55,7 +54,7 @@ def codebook_size(folder: Path) -> int:
 
 
 def image_sha256(folder: Path) -> str:
-    """Identity of an image tokenizer: SHA-256 over its configuration (sorted keys, no underscore keys) and its weights' SHA-256.
+    """Identity of an image tokenizer: SHA-256 over its configuration (keys sorted) and the SHA-256 of its weights' file.
 
     The class name and the diffusers version in the file do not count: they change no code of any picture.
     """

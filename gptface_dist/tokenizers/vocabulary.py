@@ -92,8 +92,7 @@ class Vocabulary:
     def load(cls, path: Path) -> "Vocabulary":
         """Read what :meth:`save` wrote.
 
-        Raises:
-            UserError: the file is missing, is no vocabulary, is of another format, or contradicts itself.
+        :class:`UserError` where the file is missing, is no vocabulary, is of another format, or contradicts itself.
         """
         if not path.is_file():
             raise UserError(f"{path} does not exist: make it with `gptface tokenizer join {path.parent}`")
@@ -120,8 +119,7 @@ class Vocabulary:
 def join(folder: Path) -> Vocabulary:
     """Make ``folder/vocabulary.json`` from ``folder/text.model`` and ``folder/image/``.
 
-    Raises:
-        UserError: a tokenizer is missing or unreadable, or the folder already has a vocabulary of other tokenizers.
+    :class:`UserError` where a tokenizer is missing or unreadable, or the folder already has a vocabulary of others.
     """
     # sentencepiece is only needed where a vocabulary is made; readers of one do not load it.
     from gptface_dist.tokenizers.text import TextTokenizer
@@ -142,8 +140,7 @@ def join(folder: Path) -> Vocabulary:
 def verify(folder: Path) -> Vocabulary:
     """Load ``folder/vocabulary.json`` and check that the tokenizers beside it are the ones it was made from.
 
-    Raises:
-        UserError: a file is missing or hashes to something else; both hashes are named.
+    :class:`UserError` where a file is missing or hashes to something else; both hashes are named.
     """
     vocabulary = Vocabulary.load(folder / VOCABULARY_NAME)
     text, image = folder / TEXT_NAME, folder / IMAGE_NAME
