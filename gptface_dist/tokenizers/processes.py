@@ -1,0 +1,66 @@
+"""The processes that train an image tokenizer together, each with a copy of it: one, or as many as torchrun started."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gptface_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Where this process stands among them."""
+
+    rank: int
+    """Its number; process 0 writes the files."""
+    count: int
+    """How many there are."""
+    device: torch.device
+    """Where this one computes."""
+
+    def share(self, batch: int) -> int:
+        """Pictures of each process in a global batch; :class:`UserError` where it does not divide."""
+        if batch % self.count:
+            raise UserError(f"a batch of {batch} pictures does not divide among {self.count} processes: choose a multiple")
+        return batch // self.count
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over processes, in place."""
+        return self.sum(tensor).div_(self.count)
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """The process group that torchrun's environment describes (NCCL on GPUs, else gloo); without it, this process alone."""
+    gpus = torch.cuda.is_available()
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if gpus and local >= torch.cuda.device_count():
+        raise UserError(f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}, start as many")
+    device = torch.device("cuda", local) if gpus else torch.device("cpu")
+    if gpus:
+        torch.cuda.set_device(device)
+    if count == 1:
+        yield Processes(0, 1, device)
+        return
+    dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=count)
+    try:
+        yield Processes(rank, count, device)
+    finally:
+        dist.destroy_process_group()
