@@ -6,7 +6,7 @@ import typer
 
 import gptface_dist
 from gptface_dist.errors import UserError
-from gptface_dist.tools import faces, tokenizer
+from gptface_dist.tools import bench, faces, tokenizer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,6 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="GPTFace: from pictures with captions to a model that reads, writes and edits faces.",
 )
+app.add_typer(bench.app, name="bench")
 app.add_typer(faces.app, name="faces")
 app.add_typer(tokenizer.app, name="tokenizer")
 

@@ -1,0 +1,206 @@
+"""Batches: shapes, layout, what is predicted, and which images are swapped."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptface_dist.data.batch import IGNORE, IMAGE, PADDING, TEXT, Batch, BatchBuilder, BatchOptions
+from gptface_dist.data.masking import MaskingOptions
+from gptface_dist.data.stream import Block, BlockReader, Delivered, Origin, StreamOptions
+from gptface_dist.data.tokens import TokenDecoder, TokenSample
+from gptface_dist.errors import UserError
+from tests.corpus import GRID, VOCABULARY, source, write_tokens
+
+
+def builder(options: BatchOptions | None = None, seed: int = 0, grid: tuple[int, int] = GRID) -> BatchBuilder:
+    return BatchBuilder(VOCABULARY, grid, seed, MaskingOptions(), options or BatchOptions(text_length=32))
+
+
+def block(captions: list[list[list[int]]], grid: tuple[int, int] = GRID, epoch: int = 0) -> Block[TokenSample]:
+    """A block whose sample ``i`` has the code ``i`` everywhere."""
+    samples = []
+    for number, rows in enumerate(captions):
+        table = np.full((len(rows), max(1, *map(len, rows))), -1, dtype=np.int32)
+        for row, ids in zip(table, rows, strict=True):
+            row[: len(ids)] = ids
+        codes = np.full(grid, number, dtype=np.uint16)
+        samples.append(Delivered(TokenSample(codes, table), Origin("s", "0.tar", f"k{number}", epoch)))
+    return Block(0, samples, [])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    height=st.integers(4, 8),
+    width=st.integers(4, 8),
+    seed=st.integers(0, 1000),
+)
+def test_sequences_are_what_they_should_be(lengths: list[int], height: int, width: int, seed: int) -> None:
+    options = BatchOptions(text_length=32, swap_share=0)
+    texts = [list(range(10 * i, 10 * i + length)) for i, length in enumerate(lengths)]
+    batch = builder(options, seed, (height, width))([block([[text] for text in texts], (height, width))])
+    for i, text in enumerate(texts):
+        text = text[:32]
+        image = [VOCABULARY.image_offset + i] * (height * width)
+        whole = np.array([VOCABULARY.cls_id, *text, VOCABULARY.sep_id, *image, VOCABULARY.sep_id])
+        n = len(whole)
+        assert batch.lengths[i] == n
+        predicted = batch.labels[i] != IGNORE
+        assert (batch.labels[i, :n][predicted[:n]] == whole[predicted[:n]]).all()
+        assert (batch.tokens[i, :n][~predicted[:n]] == whole[~predicted[:n]]).all()
+        assert not predicted[n:].any()
+        assert (batch.tokens[i, n:] == VOCABULARY.pad_id).all()
+        assert (
+            batch.segments[i]
+            == [TEXT] * (len(text) + 2) + [IMAGE] * len(image) + [TEXT] + [PADDING] * (batch.tokens.shape[1] - n)
+        ).all()
+        at = len(text) + 2
+        assert batch.positions[i, :at].tolist() == [[k, 0] for k in range(at)]
+        assert batch.positions[i, at : n - 1].tolist() == [[r, c] for r in range(height) for c in range(width)]
+        assert batch.positions[i, n - 1].tolist() == [at, 0]
+        special = np.isin(whole, [VOCABULARY.cls_id, VOCABULARY.sep_id])
+        assert not predicted[:n][special].any(), "specials are never predicted"
+        image_predicted = predicted[at : n - 1]
+        assert (batch.tokens[i, at : n - 1][image_predicted] == VOCABULARY.mask_id).all()
+        assert predicted[1 : len(text) + 1].sum() == max(1, int(0.15 * len(text) + 0.5))
+    assert all(
+        getattr(batch, name).dtype == np.int64 for name in ("tokens", "labels", "segments", "positions", "lengths", "matched")
+    )
+
+
+def test_padded_to_the_shortest_bucket() -> None:
+    options = BatchOptions(text_length=32, buckets=4, multiple_of=8)
+    assert options.lengths(24) == [40, 48, 56, 64]  # 3 + 24 + 8, 16, 24, 32, rounded up to eights
+    make = builder(options)
+    assert make([block([[[1] * 5], [[2] * 13]])]).tokens.shape == (2, 40)
+    assert make([block([[[1] * 14]])]).tokens.shape == (1, 48)
+    assert make([block([[[1] * 500]])]).tokens.shape == (1, 64)
+    assert make([block([[[1] * 5]]), block([[[1] * 14]])]).tokens.shape == (2, 48), "several blocks share one length"
+
+
+def swapped(batch: Batch) -> list[int]:
+    """Whose image each sample got."""
+    return [int(origin.key[1:]) for origin in batch.image_origins]
+
+
+def test_half_of_the_images_are_swapped_and_not_supervised() -> None:
+    texts = [[[i]] for i in range(8)]
+    matched = []
+    for epoch in range(400):
+        batch = builder()([block(texts, epoch=epoch)])
+        images = swapped(batch)
+        assert batch.matched.tolist() == [int(image == i) for i, image in enumerate(images)]
+        for i, image in enumerate(images):
+            codes = batch.tokens[i][batch.segments[i] == IMAGE]
+            seen = codes[codes != VOCABULARY.mask_id]
+            assert (seen == VOCABULARY.image_offset + image).all()
+            assert (batch.labels[i] != IGNORE).any() == (image == i)
+        matched.append(batch.matched.mean())
+    assert np.mean(matched) == pytest.approx(0.5, abs=0.03)
+
+
+def test_swapped_inputs_are_masked_like_matched_ones() -> None:
+    """Otherwise the number of masks would tell a swapped pair from a matched one."""
+    texts = [[[i] * 20] for i in range(8)]
+    masked: dict[int, list[float]] = {0: [], 1: []}
+    for epoch in range(300):
+        batch = builder()([block(texts, epoch=epoch)])
+        for i, match in enumerate(batch.matched.tolist()):
+            masked[match].append(float((batch.tokens[i] == VOCABULARY.mask_id).sum()))
+    assert np.mean(masked[0]) == pytest.approx(np.mean(masked[1]), rel=0.06)
+
+
+def test_partners_are_uniform() -> None:
+    counts = np.zeros(8)
+    for epoch in range(3000):
+        images = swapped(builder()([block([[[i]] for i in range(8)], epoch=epoch)]))
+        if images[3] != 3:
+            counts[images[3]] += 1
+    assert counts[3] == 0
+    others = np.delete(counts, 3) / counts.sum()
+    assert others == pytest.approx([1 / 7] * 7, abs=0.03)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    captions=st.lists(
+        st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=3), min_size=1, max_size=8
+    ),
+    epoch=st.integers(0, 1000),
+)
+def test_identical_captions_never_form_a_negative_pair(captions: list[list[list[int]]], epoch: int) -> None:
+    # Every token chosen for prediction is kept as it is, so that the caption can be read off the batch.
+    kept = MaskingOptions(mask_share=0, random_share=0)
+    make = BatchBuilder(VOCABULARY, GRID, 0, kept, BatchOptions(text_length=2, swap_share=0.9))
+    batch = make([block(captions, epoch=epoch)])
+    for i, image in enumerate(swapped(batch)):
+        if image != i:
+            length = int(batch.lengths[i]) - 3 - GRID[0] * GRID[1]
+            caption = batch.tokens[i, 1 : 1 + length].tolist()
+            assert caption in [c[:2] for c in captions[i]]
+            assert caption not in [c[:2] for c in captions[image]]
+
+
+def test_all_captions_alike_means_no_negatives() -> None:
+    for epoch in range(50):
+        assert builder()([block([[[5, 6]]] * 6, epoch=epoch)]).matched.all()
+
+
+def test_a_caption_that_is_one_of_the_others_is_no_negative() -> None:
+    """Sample 1 is also described by sample 0's only caption; sample 2 is not."""
+    seen = {0: set(), 1: set()}
+    for epoch in range(300):
+        images = swapped(builder()([block([[[1]], [[1], [2]], [[3]]], epoch=epoch)]))
+        seen[0].add(images[0])
+    assert seen[0] == {0, 2}
+
+
+def test_masks_depend_on_seed_epoch_and_key_only(tmp_path: Path) -> None:
+    """A sample met in another block, among others, has the same caption and the same masks."""
+    write_tokens(tmp_path, [64])
+    make = builder(BatchOptions(text_length=32, swap_share=0))
+    found: list[dict[str, bytes]] = []
+    for size in (4, 16):
+        reader = BlockReader([source(tmp_path)], TokenDecoder(VOCABULARY), StreamOptions(block=size, streams=2))
+        batches = [make([reader.read(number)]) for number in range(64 // size)]
+        rows = {
+            origin.key: b.tokens[i, : b.lengths[i]].tobytes() + b.labels[i, : b.lengths[i]].tobytes()
+            for b in batches
+            for i, origin in enumerate(b.text_origins)
+        }
+        found.append(rows)
+    assert len(found[0]) == 64
+    assert found[0] == found[1]
+
+
+def test_epochs_and_seeds_mask_differently() -> None:
+    texts = [[[i] * 30] for i in range(8)]
+    tokens = [builder(seed=s)([block(texts, epoch=e)]).tokens.tobytes() for s in (0, 1) for e in (0, 1)]
+    assert len(set(tokens)) == 4
+
+
+def test_tensors_share_the_arrays_values() -> None:
+    batch = builder()([block([[[1, 2, 3]], [[4]]])])
+    tensors = batch.tensors()
+    for field in dataclasses.fields(batch):
+        value, moved = getattr(batch, field.name), getattr(tensors, field.name)
+        if isinstance(value, np.ndarray):
+            assert isinstance(moved, torch.Tensor)
+            assert moved.dtype == torch.int64
+            assert np.array_equal(moved.numpy(), value)
+
+
+def test_another_grid_than_the_index_says_is_refused() -> None:
+    with pytest.raises(UserError, match="has 5x5 codes, the index says 4x6"):
+        builder()([block([[[1]]], grid=(5, 5))])
+
+
+def test_impossible_options_are_refused() -> None:
+    for wrong in ({"text_length": 0}, {"buckets": 0}, {"swap_share": 1.0}, {"swap_share": -0.1}):
+        with pytest.raises(UserError):
+            BatchOptions(**wrong)  # type: ignore[arg-type]
