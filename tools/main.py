@@ -6,7 +6,7 @@ import typer
 
 import gptface_dist
 from gptface_dist.errors import UserError
-from gptface_dist.tools import bench, faces, tokenizer
+from gptface_dist.tools import bench, data, faces, tokenizer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,6 +15,7 @@ app = typer.Typer(
     help="GPTFace: from pictures with captions to a model that reads, writes and edits faces.",
 )
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
 app.add_typer(faces.app, name="faces")
 app.add_typer(tokenizer.app, name="tokenizer")
 

@@ -65,7 +65,11 @@ class ShardFolder:
             raise UserError(f"no folder {location}: give a folder of shards")
         if not path.is_file():
             raise UserError(f"{location} has no {INDEX_NAME}: make it with `gptface data index {location}`")
-        return cls(location, Index.from_json(path.read_bytes(), str(path)))
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        return cls(location, Index.from_json(raw, str(path)))
 
     @property
     def counts(self) -> list[int]:
@@ -75,7 +79,7 @@ class ShardFolder:
     def sidecar(self, shard: int) -> Sidecar:
         """The sidecar of shard number ``shard``; :class:`Unreadable` when it is missing or does not fit the index."""
         entry = self.index.shards[shard]
-        name = entry.name.rsplit("/", 1)[-1] + SIDECAR_SUFFIX
+        name = remote.file_name(entry.name) + SIDECAR_SUFFIX
         try:
             if remote.is_url(self.location):
                 raw = remote.read(remote.join(self.location, name))

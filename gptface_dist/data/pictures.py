@@ -5,13 +5,25 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from gptface_dist.data.folder import Unreadable
 from gptface_dist.data.stream import RawSample
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 """Extensions of pictures, in the order they are looked for."""
+
+
+# What brings a picture upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,8 @@ class PictureSample:
 def decode_pixels(data: bytes, size: int | None) -> np.ndarray:
     """Encoded picture -> uint8 [S, S, 3], the middle square, resized to ``size`` (None: as it is, [H, W, 3]).
 
-    Transparency is laid over white; the orientation tag of photographs is obeyed. Raises :class:`Unreadable`.
+    A smaller picture is enlarged: every sample has the one size of a run, and small ones are for the data's maker to
+    leave out. Transparency is laid over white; the orientation tag of photographs is obeyed. Raises :class:`Unreadable`.
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
@@ -38,18 +51,29 @@ def decode_pixels(data: bytes, size: int | None) -> np.ndarray:
 
 
 def _square(image: Image.Image, size: int | None) -> np.ndarray:
-    orientation = image.getexif().get(0x0112, 1)
+    turn = _TURNS.get(_orientation(image))
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16 bits to 8 instead of scaling them.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
-    if orientation in (3, 6, 8):
-        image = image.rotate({3: 180, 6: 270, 8: 90}[orientation], expand=True)
+    if turn is not None:
+        image = image.transpose(turn)
     if size is not None and image.size != (size, size):
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side), reducing_gap=3.0)
     return np.asarray(image)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation; None where there is none or the EXIF is broken, which leaves the picture itself whole."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        return None
 
 
 def picture_extension(extensions: list[str] | dict[str, object]) -> str:
@@ -62,7 +86,7 @@ def picture_extension(extensions: list[str] | dict[str, object]) -> str:
 
 def decode_captions(text: bytes, more: bytes | None) -> list[str]:
     """``key.txt`` and the list ``captions`` of ``key.json``, without repeats; :class:`Unreadable` when the first is
-    empty or not UTF-8.
+    empty or not UTF-8, or the second is not JSON.
     """
     try:
         caption = text.decode("utf-8").strip()
@@ -70,16 +94,18 @@ def decode_captions(text: bytes, more: bytes | None) -> list[str]:
         raise Unreadable(f"the caption is not UTF-8: {error.reason} at byte {error.start}") from None
     if not caption:
         raise Unreadable("the caption is empty")
-    found = [caption]
-    if more is not None:
-        try:
-            fields = json.loads(more)
-        except ValueError as error:
-            raise Unreadable(f"the .json member is not JSON: {error}") from None
-        listed = fields.get("captions", []) if isinstance(fields, dict) else []
-        if isinstance(listed, list):
-            found += [text.strip() for text in listed if isinstance(text, str) and text.strip()]
+    found = [caption, *(further_captions(more) if more is not None else [])]
     return list(dict.fromkeys(found))
+
+
+def further_captions(data: bytes) -> list[str]:
+    """The list ``captions`` of a ``key.json``, none where it has no such list; :class:`Unreadable` when it is not JSON."""
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"the .json member is not JSON: {error}") from None
+    listed = fields.get("captions") if isinstance(fields, dict) else None
+    return [text.strip() for text in listed if isinstance(text, str) and text.strip()] if isinstance(listed, list) else []
 
 
 class PictureDecoder:

@@ -1,9 +1,11 @@
 """Reading shards over http(s): a few retries, and whole files checked by size before they are used."""
 
+import email.utils
 import http.client
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import BinaryIO
 
@@ -18,40 +20,68 @@ def is_url(location: str) -> bool:
 
 
 def join(base: str, name: str) -> str:
-    """``name`` under ``base``; a name that is a URL itself stays."""
-    return name if is_url(name) else f"{base.rstrip('/')}/{name}"
+    """The file ``name`` under ``base``; a name that is a URL itself stays."""
+    return name if is_url(name) else f"{base.rstrip('/')}/{urllib.parse.quote(name)}"
+
+
+def file_name(name: str) -> str:
+    """The last component of a file's name or URL, without a URL's query."""
+    return urllib.parse.urlsplit(name).path.rsplit("/", 1)[-1] if is_url(name) else name
+
+
+def _quoted(url: str) -> str:
+    """A URL whose spaces and letters beyond ASCII are escaped; what is escaped already stays."""
+    return urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
 
 
 def download(url: str) -> BinaryIO:
     """The whole file at ``url`` as an anonymous temporary file, positioned at its start.
 
-    Raises :class:`OSError` when it cannot be had after a few attempts; a missing file (4xx) is not asked for twice.
+    Raises :class:`OSError` when it cannot be had after a few attempts; where the server refuses (4xx, but for "too slow"
+    and "too many requests") it is not asked twice.
     """
     pause = FIRST_PAUSE_S
     for attempt in range(1, ATTEMPTS + 1):
         file = tempfile.TemporaryFile()  # noqa: SIM115 - handed to the caller
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+            with urllib.request.urlopen(_quoted(url), timeout=TIMEOUT_S) as response:
                 expected = response.headers.get("Content-Length")
                 got = 0
                 while part := response.read(1 << 20):
                     file.write(part)
                     got += len(part)
             if expected is not None and got != int(expected):
-                raise OSError(f"{url}: {got} of {expected} bytes arrived")
+                raise OSError(f"{got} of {expected} bytes arrived")
             file.seek(0)
             return file
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             file.close()
-            final = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
-            if final or attempt == ATTEMPTS:
+            if attempt == ATTEMPTS or _is_final(error):
                 raise OSError(f"{url} cannot be read: {error}") from None
         time.sleep(pause)
         pause *= 2
     raise AssertionError("unreachable")
 
 
+def _is_final(error: Exception) -> bool:
+    """Whether asking again is of no use: an impossible URL, or a refusal."""
+    if isinstance(error, urllib.error.HTTPError):
+        return 400 <= error.code < 500 and error.code not in (408, 429)
+    return isinstance(error, ValueError | http.client.InvalidURL)
+
+
 def read(url: str) -> bytes:
     """The content of a small file."""
     with download(url) as file:
         return file.read()
+
+
+def size_and_time(url: str) -> tuple[int, float] | None:
+    """Bytes of the file at ``url`` and when it was last changed (seconds since 1970), None where the server does not say."""
+    request = urllib.request.Request(_quoted(url), method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            changed = email.utils.parsedate_to_datetime(response.headers["Last-Modified"])
+            return int(response.headers["Content-Length"]), changed.timestamp()
+    except (OSError, http.client.HTTPException, ValueError, TypeError):
+        return None

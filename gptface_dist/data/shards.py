@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from gptface_dist.data.tar import Damage, Hashing, Sample, samples
+from gptface_dist.data.tar import Damage, Hashing, Sample, is_sample, samples, split_name
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
 
@@ -67,7 +67,7 @@ class Sidecar:
                 raise KeyError(raw["format"])
             rows = [(key, {ext: Extent(*extent) for ext, extent in found.items()}) for key, found in raw["samples"]]
             return cls(raw["size"], raw["sha256"], rows, raw["problems"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{origin} is not a shard index ({error}): rebuild it with `gptface data index`") from None
 
 
@@ -139,10 +139,15 @@ class ShardWriter:
 
     def write(self, key: str, members: dict[str, bytes]) -> None:
         """Append one sample: ``members`` maps an extension (no leading dot) to its bytes."""
-        if key in self._keys or not key or "." in key.rsplit("/", 1)[-1]:
-            raise ValueError(f"sample key {key!r} is empty, holds a dot, or is already in {self.path}")
+        if key in self._keys or not members:
+            raise ValueError(f"sample key {key!r} {'is already in' if members else 'has no members, in'} {self.path}")
         self._keys.add(key)
         extents = {}
+        for extension in members:
+            name = f"{key}.{extension}"
+            # What a reader would take for another key or extension, or for no sample at all.
+            if split_name(name) != (key, extension) or not is_sample(name) or "\0" in name:
+                raise ValueError(f"{name!r} is no name of a sample's member: key {key!r}, extension {extension!r}")
         for extension, data in members.items():
             info = tarfile.TarInfo(f"{key}.{extension}")
             info.size = len(data)
@@ -205,7 +210,8 @@ def scan(file: BinaryIO, name: str) -> Sidecar:
             continue
         problems += [f"{name}: member {repeated!r} comes twice in one sample: first one kept" for repeated in item.repeated]
         if item.key in seen:
-            problems.append(f"{name}: key {item.key!r} comes twice: first one kept")
+            found = ", ".join(item.members)
+            problems.append(f"{name}: key {item.key!r} comes again, with {found}: first one kept")
             continue
         seen.add(item.key)
         rows.append((item.key, extents(item)))

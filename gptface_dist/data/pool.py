@@ -1,0 +1,65 @@
+"""Work on many shards by several processes."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import TypeVar
+
+from gptface_dist.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ordered(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+    """``function`` of every item, in the items' order, computed by ``workers`` spawned processes (1: by this one).
+
+    An exception of one ends the whole; what has begun is finished first, unless the user interrupts.
+    """
+    if workers < 1:
+        raise UserError(f"at least 1 worker process is needed, not {workers}")
+    workers = min(workers, len(items))
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    rest = iter(items)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow_parent) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            # A few ahead, not all: results wait in memory for their turn.
+            waiting.extend(pool.submit(_call, function, item) for item in islice(rest, 2 * workers))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(_call, function, item) for item in islice(rest, 1))
+        except BrokenProcessPool:
+            raise UserError("a worker process was killed, perhaps for want of memory: try fewer --workers") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Of a worker: an interrupt ends it without a traceback, and it does not outlive its parent."""
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _call(function: Callable[[Item], Result], item: Item) -> Result:
+    try:
+        return function(item)
+    except SystemExit:
+        # Interrupted: temporary files are removed by now, and the pool must not hand out the next item.
+        os._exit(130)
