@@ -37,7 +37,7 @@ def index_command(
         kept += done.kept
     print(
         f"{len(found.names)} shards ({kept} indexed before), {samples} samples, {decimal(size)}, "
-        f"{problems} problems; index in {found.out}"
+        f"problems: {problems}; index in {found.out}"
     )
     raise typer.Exit(1 if problems else 0)
 
@@ -62,8 +62,38 @@ def verify(
         samples += report.samples
         size += report.size
     compared = "" if verification.indexed else "; no index.json: nothing to compare with"
-    print(f"{len(verification.tasks)} shards, {samples} samples, {decimal(size)}, {problems} problems{compared}")
+    print(f"{len(verification.tasks)} shards, {samples} samples, {decimal(size)}, problems: {problems}{compared}")
     raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def tokenize(
+    pictures: Annotated[str, typer.Argument(help="Indexed shards of pictures: a folder, or its URL.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the token shards.")],
+    tokenizers: Annotated[Path, typer.Option(help="Folder with text.model, image/ and vocabulary.json.")],
+    size: Annotated[int, typer.Option(help="Pixels of a side that every picture is brought to.")],
+    batch: Annotated[int, typer.Option(help="Pictures decoded and encoded together; no result depends on it.")] = 64,
+    workers: Annotated[int, typer.Option(help="Processes, each on whole shards with one thread on the CPU.")] = 1,
+    device: Annotated[str, typer.Option(help="Where pictures are encoded: cpu or cuda.")] = "cpu",
+    max_bad_fraction: Annotated[
+        float, typer.Option(help="Stop where more samples than this share, rounded up, are bad.")
+    ] = 0.01,
+) -> None:
+    """Make token shards of picture shards, one of each. Goes on where it was interrupted; bad samples are left out."""
+    from gptface_dist.data.tokenize import BAD_NAME, Tokenization, TokenizeOptions
+
+    tokenization = Tokenization(pictures, out, tokenizers, TokenizeOptions(size, batch, workers, device, max_bad_fraction))
+    samples = kept = bad = 0
+    for done in _progress(tokenization.run(), len(tokenization.shards), "tokenizing"):
+        for key, reason in done.bad:
+            print(f"{done.entry.name}\t{key}\t{reason}")
+        samples += done.entry.samples
+        kept += done.kept
+        bad += len(done.bad)
+    print(
+        f"{len(tokenization.shards)} shards ({kept} done before), {samples} samples, "
+        f"{bad} bad ones left out{f' ({out / BAD_NAME})' if bad else ''}; in {out}"
+    )
 
 
 def _progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
@@ -79,5 +109,13 @@ def _progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     # Lines go through the bar's console where both are on a terminal, and untouched to a file or pipe.
     terminal = sys.stdout.isatty()
     console = Console(stderr=True, soft_wrap=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=terminal, redirect_stderr=terminal) as progress:
+    shown = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=terminal,
+        redirect_stderr=terminal,
+        disable=not console.is_terminal,
+    )
+    with shown as progress:
         yield from progress.track(items, total, description=what)

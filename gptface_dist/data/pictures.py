@@ -68,12 +68,12 @@ def _square(image: Image.Image, size: int | None) -> np.ndarray:
     return np.asarray(image)
 
 
-def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation; None where there is none or the EXIF is broken, which leaves the picture itself whole."""
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 (upright) where there is none or the EXIF is broken, which leaves the picture itself whole."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
-        return None
+        return 1
 
 
 def picture_extension(extensions: list[str] | dict[str, object]) -> str:
@@ -108,6 +108,14 @@ def further_captions(data: bytes) -> list[str]:
     return [text.strip() for text in listed if isinstance(text, str) and text.strip()] if isinstance(listed, list) else []
 
 
+def decode_members(members: dict[str, bytes], size: int | None) -> PictureSample:
+    """A sample's members by extension -> pixels and captions; :class:`Unreadable` where one is missing or broken."""
+    if "txt" not in members:
+        raise Unreadable("no .txt member")
+    captions = decode_captions(members["txt"], members.get("json"))
+    return PictureSample(decode_pixels(members[picture_extension(list(members))], size), captions)
+
+
 class PictureDecoder:
     """Decodes samples of picture shards to square pictures of one size."""
 
@@ -116,5 +124,5 @@ class PictureDecoder:
 
     def __call__(self, raw: RawSample) -> PictureSample:
         """Pixels and captions of a sample."""
-        captions = decode_captions(raw.read("txt"), raw.read("json") if "json" in raw.extents else None)
-        return PictureSample(decode_pixels(raw.read(picture_extension(list(raw.extents))), self.size), captions)
+        wanted = (picture_extension(list(raw.extents)), "txt", "json")
+        return decode_members({name: raw.read(name) for name in wanted if name in raw.extents}, self.size)
