@@ -215,6 +215,8 @@ def _end(start: int, stop: int, zeros_since: int | None, previous: str) -> Itera
         yield Damage(start, stop, "the file ends without tar's end mark: truncated" + previous)
     elif stop - zeros_since > LONGEST_END:
         yield Damage(zeros_since, stop, "more zeros than a tar ends with: lost members, or cut and filled up" + previous)
+    elif stop > start:
+        yield Damage(start, stop, "the file ends inside a block: bytes are missing, or too many" + previous)
 
 
 def _looks_cut(file: Hashing) -> bool:
