@@ -71,17 +71,21 @@ class Scan:
         found = list(samples(Hashing(io.BytesIO(data))))
         self.damage = [item for item in found if isinstance(item, Damage)]
         self.samples: Held = {}
+        self.offsets = [m.offset for item in found if not isinstance(item, Damage) for m in item.members.values()]
         for item in found:
             if not isinstance(item, Damage):
                 # As `shards.scan`: the first one counts, the second is a problem.
                 self.samples.setdefault(item.key, {ext: member.data for ext, member in item.members.items()})
 
     def covers(self, key: str, start: int, stop: int) -> bool:
-        """Whether a sample at these bytes is reported: damage touches it, or is said to reach it, or to lie anywhere."""
-        return any(
-            (d.start <= stop and start <= d.stop) or f"{key}." in d.reason or "ends inside a block" in d.reason
-            for d in self.damage
-        )
+        """Whether a sample at these bytes is reported: damage touches it, or the member before, said to be damaged, too."""
+        return any(self.reach(d) <= stop and start <= d.stop for d in self.damage)
+
+    def reach(self, damage: Damage) -> int:
+        """Where damage begins, with the member before where it is named."""
+        if "before it may be damaged" not in damage.reason:
+            return damage.start
+        return max((offset for offset in self.offsets if offset <= damage.start), default=damage.start)
 
 
 def places(data: bytes) -> dict[str, tuple[int, int]]:
