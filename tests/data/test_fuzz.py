@@ -71,7 +71,7 @@ class Scan:
         found = list(samples(Hashing(io.BytesIO(data))))
         self.damage = [item for item in found if isinstance(item, Damage)]
         self.samples: Held = {}
-        self.offsets = [m.offset for item in found if not isinstance(item, Damage) for m in item.members.values()]
+        self.offsets = [m.offset - BLOCK for item in found if not isinstance(item, Damage) for m in item.members.values()]
         for item in found:
             if not isinstance(item, Damage):
                 # As `shards.scan`: the first one counts, the second is a problem.
