@@ -45,7 +45,7 @@ def index_command(
 @app.command()
 def verify(
     location: Annotated[str, typer.Argument(help="Folder of shards, its URL, or a pattern of URLs of .tar files.")],
-    tokenizers: Annotated[Path | None, typer.Option(help="Folder of tokenizers: token ids must lie in their ranges.")] = None,
+    tokenizers: Annotated[Path | None, typer.Option(help="Folder of tokenizers that the tokens must be of.")] = None,
     workers: Workers = 2,
 ) -> None:
     """Read everything, decode every picture, compare with the index. A problem a line: shard, key, what (divided by tabs)."""

@@ -141,13 +141,14 @@ class ShardWriter:
         """Append one sample: ``members`` maps an extension (no leading dot) to its bytes."""
         if key in self._keys or not members:
             raise ValueError(f"sample key {key!r} {'is already in' if members else 'has no members, in'} {self.path}")
-        self._keys.add(key)
-        extents = {}
         for extension in members:
             name = f"{key}.{extension}"
             # What a reader would take for another key or extension, or for no sample at all.
-            if split_name(name) != (key, extension) or not is_sample(name) or "\0" in name:
+            fine = split_name(name) == (key, extension) and is_sample(name) and extension[0] != "." and "\0" not in name
+            if not fine:
                 raise ValueError(f"{name!r} is no name of a sample's member: key {key!r}, extension {extension!r}")
+        self._keys.add(key)
+        extents = {}
         for extension, data in members.items():
             info = tarfile.TarInfo(f"{key}.{extension}")
             info.size = len(data)

@@ -124,6 +124,12 @@ def read_grid(meta: dict[str, Any], location: str) -> tuple[int, int]:
     raise UserError(f"the index of {location} names no grid of codes: make the shards with `gptface data tokenize`")
 
 
+def recorded_vocabulary(meta: dict[str, Any]) -> Vocabulary | None:
+    """The vocabulary that the index of token shards names; None where it does not (:class:`UserError` where it is none)."""
+    names = ("text_size", "image_codes", "text_sha256", "image_sha256")
+    return Vocabulary(**{name: meta[name] for name in names}) if all(name in meta for name in names) else None
+
+
 def check_made_with(index: Index, location: str, vocabulary: Vocabulary) -> None:
     """Refuse token shards that other tokenizers made, naming both."""
     for name, ours in (("text", vocabulary.text_sha256), ("image", vocabulary.image_sha256)):

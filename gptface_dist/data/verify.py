@@ -76,7 +76,8 @@ class Verification:
 
     Args:
         location: where the shards are.
-        vocabulary: for token shards: ids must lie in its ranges, and its tokenizers must be those of the index.
+        vocabulary: for token shards: ids must lie in its ranges, and its tokenizers must be those of the index. Without it
+            the ranges are those that the index names, if it does.
     """
 
     def __init__(self, location: str, vocabulary: Vocabulary | None = None):
@@ -98,6 +99,7 @@ class Verification:
         if folder.index.kind == tokens.KIND:
             if vocabulary is not None:
                 tokens.check_made_with(folder.index, folder.location, vocabulary)
+            vocabulary = vocabulary or tokens.recorded_vocabulary(folder.index.meta)
             decoder = tokens.TokenDecoder(vocabulary, tokens.read_grid(folder.index.meta, folder.location))
         elif vocabulary is not None:
             raise UserError(f"{folder.location} holds {folder.index.kind}, not tokens: tokenizers are of no use here")
