@@ -67,8 +67,8 @@ def test_members_of_a_plain_ustar_with_a_prefix() -> None:
 
 @given(FILES, st.sampled_from(["gnu", "pax"]))
 def test_samples_are_those_of_webdataset(files: list[tuple[str, bytes, str]], form: str) -> None:
-    # webdataset takes a.b/.c apart differently and stops at a repeated member: neither is a sample of ours.
-    unique = {name.lower(): (name, data, kind) for name, data, kind in files}
+    # webdataset stops at a repeated member, and does not see names with a line break in a folder.
+    unique = {name.lower(): (name, data, kind) for name, data, kind in files if "\n" not in name}
     data = tar_of(list(unique.values()), FORMATS[form])
     stream = ({**found, "__url__": "x"} for found in tar_file_iterator(io.BytesIO(data)))
     expected = [
