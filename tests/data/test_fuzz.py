@@ -60,6 +60,8 @@ WRITERS = {
 @pytest.fixture(params=list(WRITERS))
 def shard(request: pytest.FixtureRequest, tmp_path: Path) -> bytes:
     held = dict(sample(number) for number in range(6))
+    for number in (1, 4):  # members that can swallow others
+        held[f"{number:09d}"]["bin"] = np.random.default_rng(number).bytes(5000 + number)
     WRITERS[request.param](tmp_path / "00000.tar", held)
     return (tmp_path / "00000.tar").read_bytes()
 
