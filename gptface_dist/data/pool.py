@@ -30,6 +30,7 @@ def ordered(function: Callable[[Item], Result], items: Sequence[Item], workers: 
         yield from map(function, items)
         return
     rest = iter(items)
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow_parent) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
@@ -38,6 +39,11 @@ def ordered(function: Callable[[Item], Result], items: Sequence[Item], workers: 
             while waiting:
                 yield waiting.popleft().result()
                 waiting.extend(pool.submit(_call, function, item) for item in islice(rest, 1))
+        except KeyboardInterrupt:
+            for worker in set(multiprocessing.active_children()) - others:
+                assert worker.pid is not None
+                os.kill(worker.pid, signal.SIGINT)
+            raise
         except BrokenProcessPool:
             raise UserError("a worker process was killed, perhaps for want of memory: try fewer --workers") from None
         finally:
@@ -45,14 +51,14 @@ def ordered(function: Callable[[Item], Result], items: Sequence[Item], workers: 
 
 
 def _follow_parent() -> None:
-    """Of a worker: an interrupt ends it without a traceback, and it does not outlive its parent."""
+    """Of a worker: an interrupt ends it without a traceback or temporary files, and so does its parent's death."""
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def follow() -> None:
         parent.join()
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=follow, daemon=True).start()
 
