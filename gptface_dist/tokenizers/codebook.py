@@ -60,7 +60,7 @@ def quantise(latents: Tensor, codebook: Tensor) -> Quantised:
     rows = latents.permute(0, 2, 3, 1)
     codes = nearest(rows.reshape(-1, rows.shape[-1]), codebook).view(rows.shape[:-1])
     vectors = functional.embedding(codes, codebook)
-    quantised: Tensor = _StraightThrough.apply(rows, vectors.detach())  # type: ignore[no-untyped-call]
+    quantised: Tensor = _StraightThrough.apply(rows, vectors.detach())
     return Quantised(
         quantised.permute(0, 3, 1, 2).contiguous(),
         codes,

@@ -83,7 +83,7 @@ class ImageTrainingState:
         book = self.autoencoder.codebook
         rest = [parameter for parameter in self.autoencoder.parameters() if parameter is not book]
         betas = (options.beta1, options.beta2)
-        groups = [{"params": rest}, {"params": [book], "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": rest}, {"params": [book], "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=options.weight_decay)
         self._run: Callable[[Tensor], Any] = _parallel(self.autoencoder, processes)
 
@@ -107,7 +107,7 @@ class ImageTrainingState:
             losses["adversarial_weight"] = weight
             loss = loss + options.adversarial * weight * adversarial
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(self.autoencoder.parameters(), options.clip)
         self.optimizer.step()
         if judge is not None:
@@ -213,7 +213,7 @@ class _Judge:
         real_logits, fake_logits = self._run(torch.cat([real, fake])).chunk(2)
         loss = discriminator_loss(real_logits, fake_logits)
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self._network.parameters(), self._clip)
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
