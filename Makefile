@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install lint types test check clean
+.PHONY: help install lint types test quickstart check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -32,6 +32,24 @@ types: $(INSTALLED)  ## types: mypy
 
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# Faces to render for training and for looking at, steps of the image tokenizer, and where it all goes.
+COUNT ?= 4000
+HELD_OUT ?= 400
+STEPS ?= 800
+OUT ?= out
+
+quickstart: $(INSTALLED)  ## from nothing to batches of tokens: render, train tokenizers, tokenize, look; resumes where it stopped
+	$(BIN)/gptface faces render $(OUT)/faces --count $(COUNT) --size 64 --seed 0
+	$(BIN)/gptface faces render $(OUT)/held_out --count $(HELD_OUT) --size 64 --seed 1
+	$(BIN)/gptface faces sheet $(OUT)/faces $(OUT)/faces.png
+	$(BIN)/gptface tokenizer text $(OUT)/faces $(OUT)/tokenizers/text.model --size 512
+	$(BIN)/gptface tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset tiny --size 64 --steps $(STEPS)
+	$(BIN)/gptface tokenizer evaluate $(OUT)/tokenizers/image $(OUT)/held_out
+	$(BIN)/gptface tokenizer join $(OUT)/tokenizers
+	$(BIN)/gptface data tokenize $(OUT)/faces $(OUT)/tokens --tokenizers $(OUT)/tokenizers --size 64 --workers 2
+	$(BIN)/gptface data verify $(OUT)/tokens --tokenizers $(OUT)/tokenizers
+	$(BIN)/gptface data batch configs/tiny.yaml data.tokenizers=$(OUT)/tokenizers "data.sources=[{path: $(OUT)/tokens}]"
 
 check: lint types test  ## lint, types and tests
 

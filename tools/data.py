@@ -1,4 +1,4 @@
-"""`gptface data`: index, verify and tokenize shards."""
+"""`gptface data`: index, verify and tokenize shards, and look into a run's batches."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -94,6 +94,32 @@ def tokenize(
         f"{len(tokenization.shards)} shards ({kept} done before), {samples} samples, "
         f"{bad} bad ones left out{f' ({out / BAD_NAME})' if bad else ''}; in {out}"
     )
+
+
+@app.command("batch")
+def batch_command(
+    config: Annotated[Path, typer.Argument(help="Configuration of the run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for the run.")] = None,
+    step: Annotated[int, typer.Option(min=0, help="Step of the run, from 0.")] = 0,
+) -> None:
+    """What a run sees at a step: a sample a line, with where its text and image come from (divided by tabs).
+
+    The keys are what a skip list takes.
+    """
+    from gptface_dist.config import Config, load
+    from gptface_dist.data.batch import IGNORE, IMAGE, TEXT
+    from gptface_dist.data.training import token_loader
+
+    batches, replaced = token_loader(load(Config, config, overrides or []).data).read(step)
+    print("text shard\ttext key\tepoch\timage shard\timage key\tmatched\ttokens\ttext masked\timage masked")
+    for batch in batches:
+        predicted = batch.labels != IGNORE
+        for row, (text, image) in enumerate(zip(batch.text_origins, batch.image_origins, strict=True)):
+            masked = [int((predicted[row] & (batch.segments[row] == segment)).sum()) for segment in (TEXT, IMAGE)]
+            cells = [f"{text.source}/{text.shard}", text.key, text.epoch, f"{image.source}/{image.shard}", image.key]
+            print(*cells, batch.matched[row], batch.lengths[row], *masked, sep="\t")
+    for one in replaced:
+        print(f"replaced: {one.origin}: {one.reason}; by {one.by}")
 
 
 def _progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:

@@ -98,16 +98,21 @@ class Batch(Generic[Array]):
 
 
 @dataclass(frozen=True)
-class _Sequence:
-    """One sequence before padding."""
+class _Draws:
+    """What chance decided for one sample."""
 
-    tokens: np.ndarray
-    labels: np.ndarray
-    segments: np.ndarray
-    positions: np.ndarray
-    matched: bool
-    text_origin: Origin
-    image_origin: Origin
+    caption: np.ndarray
+    """int32 [length]: the chosen caption, cut."""
+    text_mask: tuple[np.ndarray, np.ndarray]
+    """Chosen tokens and their actions: :func:`masking.mask_text`."""
+    image_mask: np.ndarray
+    """Bool [H, W]: :func:`masking.mask_image`."""
+    random_ids: np.ndarray
+    """int64 [length]: text ids for the tokens that become random ones."""
+    swap: float
+    """Uniform draw that decides whether the image is another sample's."""
+    partner: float
+    """Uniform draw that decides whose."""
 
 
 class BatchBuilder:
@@ -131,111 +136,92 @@ class BatchBuilder:
     ):
         self._vocabulary, self._grid, self._seed = vocabulary, grid, seed
         self._masking, self._options = masking_options, options
+        self._image_positions = np.stack(np.divmod(np.arange(grid[0] * grid[1]), grid[1]), axis=1)
         self.lengths = options.lengths(grid[0] * grid[1])
         """The lengths that batches are padded to."""
 
     def __call__(self, blocks: list[Block[TokenSample]]) -> Batch[np.ndarray]:
         """One batch of all samples of the blocks, padded to the shortest of ``lengths`` that holds them."""
-        return self._pad([sequence for block in blocks for sequence in self._sequences(block.samples)])
+        texts, images, draws = [], [], []
+        for block in blocks:
+            drawn = [self._draw(sample) for sample in block.samples]
+            partners = self._partners(block.samples, drawn)
+            texts += block.samples
+            images += [block.samples[partner] for partner in partners]
+            draws += drawn
+        return self._assemble(texts, images, draws)
 
-    def _sequences(self, samples: list[Delivered[TokenSample]]) -> list[_Sequence]:
-        generators = [random("sample", self._seed, sample.origin.epoch, sample.origin.key) for sample in samples]
-        captions = []
-        for sample, rng in zip(samples, generators, strict=True):
-            chosen = int(rng.integers(len(sample.value.captions)))
-            captions.append(sample.value.caption(chosen)[: self._options.text_length])
-        masks = [
-            (masking.mask_text(len(caption), self._masking, rng), masking.mask_image(*self._grid, self._masking, rng))
-            for caption, rng in zip(captions, generators, strict=True)
-        ]
-        # The draws that depend on the rest of the block come last.
-        images = [self._partner(i, captions[i], samples, rng) for i, rng in enumerate(generators)]
-        return [
-            self._sequence(captions[i], samples[i].origin, samples[images[i]], images[i] == i, *masks[i], generators[i])
-            for i in range(len(samples))
-        ]
+    def _draw(self, sample: Delivered[TokenSample]) -> _Draws:
+        """All that is random about a sample, in a fixed order of draws."""
+        rng = random("sample", self._seed, sample.origin.epoch, sample.origin.key)
+        which, swap, partner = rng.random(3).tolist()
+        caption = sample.value.caption(int(which * len(sample.value.captions)))[: self._options.text_length]
+        text_mask = masking.mask_text(len(caption), self._masking, rng)
+        image_mask = masking.mask_image(*self._grid, self._masking, rng)
+        random_ids = rng.integers(self._vocabulary.text_size, size=len(caption))
+        return _Draws(caption, text_mask, image_mask, random_ids, swap, partner)
 
-    def _partner(self, own: int, caption: np.ndarray, samples: list[Delivered[TokenSample]], rng: np.random.Generator) -> int:
-        """Whose image sample ``own`` gets: its own, or one that its caption is not known to describe."""
-        swap, which = rng.random(2)
-        if swap >= self._options.swap_share:
-            return own
-        others = [i for i, other in enumerate(samples) if not self._describes(caption, other.value)]
-        return others[int(which * len(others))] if others else own
-
-    def _describes(self, caption: np.ndarray, sample: TokenSample) -> bool:
-        """Whether a caption (cut as it is) is one of the sample's."""
+    def _partners(self, samples: list[Delivered[TokenSample]], draws: list[_Draws]) -> list[int]:
+        """Whose image each sample gets: its own, or one that its caption, cut as it is, does not describe."""
         length = self._options.text_length
-        table = sample.captions[:, :length]
-        padded = np.full(table.shape[1], -1, dtype=table.dtype)
-        if len(caption) > len(padded):
-            return False
-        padded[: len(caption)] = caption
-        return bool((table == padded).all(axis=1).any())
+        partners = list(range(len(samples)))
+        described = [{s.value.caption(n)[:length].tobytes() for n in range(len(s.value.captions))} for s in samples]
+        for own, drawn in enumerate(draws):
+            if drawn.swap < self._options.swap_share:
+                caption = drawn.caption.tobytes()
+                others = [i for i, captions in enumerate(described) if caption not in captions]
+                if others:
+                    partners[own] = others[int(drawn.partner * len(others))]
+        return partners
 
-    def _sequence(
-        self,
-        caption: np.ndarray,
-        text_origin: Origin,
-        image: Delivered[TokenSample],
-        matched: bool,
-        text_mask: tuple[np.ndarray, np.ndarray],
-        image_mask: np.ndarray,
-        rng: np.random.Generator,
-    ) -> _Sequence:
-        ids = self._vocabulary
-        codes = image.value.codes
-        if codes.shape != self._grid:
-            raise UserError(
-                f"{image.origin} has {codes.shape[0]}x{codes.shape[1]} codes, the index says {self._grid[0]}x{self._grid[1]}"
-            )
-        text_at = slice(1, 1 + len(caption))
-        image_at = slice(len(caption) + 2, len(caption) + 2 + codes.size)
-        length = image_at.stop + 1
-
-        whole = np.full(length, ids.sep_id, dtype=np.int64)
-        whole[0] = ids.cls_id
-        whole[text_at] = caption
-        whole[image_at] = codes.reshape(-1).astype(np.int64) + ids.image_offset
-
-        chosen, action = text_mask
-        tokens = whole.copy()
-        text = tokens[text_at]
-        text[action == masking.MASK] = ids.mask_id
-        text[action == masking.RANDOM] = rng.integers(ids.text_size, size=int((action == masking.RANDOM).sum()))
-        tokens[image_at][image_mask.reshape(-1)] = ids.mask_id
-
-        labels = np.full(length, IGNORE, dtype=np.int64)
-        if matched:
-            predicted = np.zeros(length, dtype=bool)
-            predicted[text_at], predicted[image_at] = chosen, image_mask.reshape(-1)
-            labels[predicted] = whole[predicted]
-
-        segments = np.full(length, TEXT, dtype=np.int64)
-        segments[image_at] = IMAGE
-        positions = np.zeros((length, 2), dtype=np.int64)
-        positions[: image_at.start, 0] = np.arange(image_at.start)
-        positions[image_at, 0], positions[image_at, 1] = np.divmod(np.arange(codes.size), codes.shape[1])
-        positions[-1, 0] = image_at.start
-        return _Sequence(tokens, labels, segments, positions, matched, text_origin, image.origin)
-
-    def _pad(self, sequences: list[_Sequence]) -> Batch[np.ndarray]:
-        longest = max(len(sequence.tokens) for sequence in sequences)
-        shape = (len(sequences), next(length for length in self.lengths if length >= longest))
+    def _assemble(
+        self, texts: list[Delivered[TokenSample]], images: list[Delivered[TokenSample]], draws: list[_Draws]
+    ) -> Batch[np.ndarray]:
+        image_tokens = self._grid[0] * self._grid[1]
+        lengths = np.array([len(drawn.caption) + image_tokens + SPECIALS_PER_SEQUENCE for drawn in draws], dtype=np.int64)
+        shape = (len(texts), next(length for length in self.lengths if length >= lengths.max()))
         batch = Batch(
             tokens=np.full(shape, self._vocabulary.pad_id, dtype=np.int64),
             labels=np.full(shape, IGNORE, dtype=np.int64),
             segments=np.full(shape, PADDING, dtype=np.int64),
             positions=np.zeros((*shape, 2), dtype=np.int64),
-            lengths=np.array([len(sequence.tokens) for sequence in sequences], dtype=np.int64),
-            matched=np.array([sequence.matched for sequence in sequences], dtype=np.int64),
-            text_origins=[sequence.text_origin for sequence in sequences],
-            image_origins=[sequence.image_origin for sequence in sequences],
+            lengths=lengths,
+            matched=np.array([text is image for text, image in zip(texts, images, strict=True)], dtype=np.int64),
+            text_origins=[sample.origin for sample in texts],
+            image_origins=[sample.origin for sample in images],
         )
-        for row, sequence in enumerate(sequences):
-            length = len(sequence.tokens)
-            batch.tokens[row, :length] = sequence.tokens
-            batch.labels[row, :length] = sequence.labels
-            batch.segments[row, :length] = sequence.segments
-            batch.positions[row, :length] = sequence.positions
+        for row, drawn in enumerate(draws):
+            self._fill(batch, row, images[row], drawn)
         return batch
+
+    def _fill(self, batch: Batch[np.ndarray], row: int, image: Delivered[TokenSample], drawn: _Draws) -> None:
+        """Write one sequence into its row."""
+        ids, codes = self._vocabulary, image.value.codes
+        if codes.shape != self._grid:
+            raise UserError(
+                f"{image.origin} has {codes.shape[0]}x{codes.shape[1]} codes, the index says {self._grid[0]}x{self._grid[1]}"
+            )
+        first_sep = 1 + len(drawn.caption)
+        last_sep = first_sep + 1 + codes.size
+        text_at, image_at = slice(1, first_sep), slice(first_sep + 1, last_sep)
+
+        tokens = batch.tokens[row]
+        tokens[0], tokens[first_sep], tokens[last_sep] = ids.cls_id, ids.sep_id, ids.sep_id
+        text, pixels = tokens[text_at], tokens[image_at]
+        text[:] = drawn.caption
+        np.add(codes.reshape(-1), ids.image_offset, out=pixels, dtype=np.int64)
+
+        chosen, action = drawn.text_mask
+        hidden = drawn.image_mask.reshape(-1)
+        if batch.matched[row]:
+            np.copyto(batch.labels[row, text_at], text, where=chosen)
+            np.copyto(batch.labels[row, image_at], pixels, where=hidden)
+        np.copyto(text, ids.mask_id, where=action == masking.MASK)
+        np.copyto(text, drawn.random_ids, where=action == masking.RANDOM)
+        np.copyto(pixels, ids.mask_id, where=hidden)
+
+        batch.segments[row, : last_sep + 1] = TEXT
+        batch.segments[row, image_at] = IMAGE
+        batch.positions[row, : first_sep + 1, 0] = np.arange(first_sep + 1)
+        batch.positions[row, image_at] = self._image_positions
+        batch.positions[row, last_sep, 0] = first_sep + 1

@@ -17,7 +17,6 @@ from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.pictures import EXTENSIONS, PictureDecoder
 from gptface_dist.data.stream import BlockReader, Source, StreamOptions
 from gptface_dist.errors import UserError
-from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 BASELINE = "webdataset loop"
 
@@ -99,9 +98,10 @@ def _options(folder: ShardFolder) -> StreamOptions:
 
 
 def _tokens(folder: ShardFolder) -> dict[str, Callable[[], Iterator[int]]]:
-    meta = folder.index.meta
-    vocabulary = Vocabulary(meta["text_size"], meta["image_codes"], meta["text_sha256"], meta["image_sha256"])
-    grid = (meta["grid"][0], meta["grid"][1])
+    vocabulary = tokens.recorded_vocabulary(folder.index.meta)
+    if vocabulary is None:
+        raise UserError(f"the index of {folder.location} names no vocabulary: make the shards with `gptface data tokenize`")
+    grid = tokens.read_grid(folder.index.meta, folder.location)
     build = BatchBuilder(vocabulary, grid, 0, MaskingOptions(), BatchOptions())
 
     def reader() -> BlockReader[tokens.TokenSample]:
@@ -129,4 +129,5 @@ def hardware() -> str:
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores; Python {platform.python_version()}, numpy {np.__version__}, webdataset {wds.__version__}"
+    versions = f"Python {platform.python_version()}, numpy {np.__version__}, webdataset {wds.__version__}"
+    return f"{name}, {os.cpu_count()} cores; {versions}"

@@ -176,6 +176,18 @@ class Loader(Generic[T, Item]):
                 items.append(item)
             yield items, Position(first + step * self._deal.blocks, order_id)
 
+    def read(self, step: int) -> tuple[list[Item], list[Replaced]]:
+        """One step's micro-batches of this rank, counted from the run's beginning, and what was replaced in them."""
+        dataset = _MicroBatches(self._reader, self._collate, self._deal, step * self._deal.blocks)
+        items, replaced = [], []
+        for number in range(self._deal.micro_batches):
+            found = dataset[number]
+            if isinstance(found, UserError):
+                raise found
+            items.append(found[0])
+            replaced += found[1]
+        return items, replaced
+
     def _count(self, replaced: list[Replaced]) -> None:
         self.seen += self._deal.micro_batch
         for one in replaced:

@@ -121,25 +121,29 @@ def mask_image(height: int, width: int, options: MaskingOptions, rng: np.random.
     """
     total = height * width
     left = min(total, max(1, math.ceil(image_ratio(rng.random()) * total)))
-    masked = np.zeros((height, width), dtype=bool)
     if left == total:
-        masked[:] = True
-    elif not options.spans:
-        masked.flat[rng.permutation(total)[:left]] = True
-    else:
-        while left > 0:
-            where, size, shape = rng.random(3).tolist()
-            free = np.flatnonzero(~masked)
-            row, column = divmod(int(free[int(where * len(free))]), width)
-            smallest = min(options.block_smallest, left)
-            area = smallest + size * (left - smallest)
-            aspect = options.block_aspect ** (2 * shape - 1)
-            tall = min(height, max(1, round(math.sqrt(area * aspect))))
-            wide = min(width, max(1, round(math.sqrt(area / aspect))))
-            top = min(max(0, row - tall // 2), height - tall)
-            start = min(max(0, column - wide // 2), width - wide)
-            new = np.flatnonzero(~masked[top : top + tall, start : start + wide])[:left]
-            rows, columns = np.divmod(new, wide)
-            masked[top + rows, start + columns] = True
-            left -= len(new)
-    return masked
+        return np.ones((height, width), dtype=bool)
+    free = np.ones((height, width), dtype=bool)
+    if not options.spans:
+        free.flat[rng.permutation(total)[:left]] = False
+        return ~free
+    while left > 0:
+        where, size, shape = rng.random(3).tolist()
+        candidates = free.ravel().nonzero()[0]
+        row, column = divmod(int(candidates[int(where * len(candidates))]), width)
+        smallest = min(options.block_smallest, left)
+        area = smallest + size * (left - smallest)
+        aspect = options.block_aspect ** (2 * shape - 1)
+        tall = min(height, max(1, round(math.sqrt(area * aspect))))
+        wide = min(width, max(1, round(math.sqrt(area / aspect))))
+        top = min(max(0, row - tall // 2), height - tall)
+        start = min(max(0, column - wide // 2), width - wide)
+        block = free[top : top + tall, start : start + wide]
+        new = int(np.count_nonzero(block))
+        if new <= left:
+            block[:] = False
+        else:
+            rows, columns = block.nonzero()
+            block[rows[:left], columns[:left]] = False
+        left -= new
+    return ~free

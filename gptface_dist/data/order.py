@@ -51,7 +51,7 @@ class SourceOrder:
     Args:
         counts: samples in each shard.
         seed: the run's seed.
-        name: the source's name; two sources with the same shards get different orders.
+        name: what the order is keyed by besides the seed: a hash of the shards, so that data may move.
         streams: number of logical streams.
         window: samples within which they are shuffled.
     """
