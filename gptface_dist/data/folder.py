@@ -77,7 +77,10 @@ class ShardFolder:
         return [shard.samples for shard in self.index.shards]
 
     def sidecar(self, shard: int) -> Sidecar:
-        """The sidecar of shard number ``shard``; :class:`Unreadable` when it is missing or does not fit the index."""
+        """The sidecar of shard number ``shard``; :class:`Unreadable` when it is missing or does not fit the index.
+
+        :class:`UserError` as for :meth:`open_shard`.
+        """
         entry = self.index.shards[shard]
         name = remote.file_name(entry.name) + SIDECAR_SUFFIX
         try:
@@ -86,18 +89,31 @@ class ShardFolder:
             else:
                 raw = (Path(self.location) / name).read_bytes()
             sidecar = Sidecar.from_json(raw, name)
-        except (OSError, UserError) as error:
+        except OSError as error:
+            raise _judged(error, "no usable shard index") from None
+        except UserError as error:
             raise Unreadable(f"no usable shard index: {error}") from None
         if sidecar.sha256 != entry.sha256 or len(sidecar.samples) != entry.samples:
             raise Unreadable(f"{name} and {INDEX_NAME} disagree: rebuild both with `gptface data index`")
         return sidecar
 
     def open_shard(self, shard: int) -> ShardFile:
-        """Open shard number ``shard``; :class:`Unreadable` when it is missing."""
+        """Open shard number ``shard``; :class:`Unreadable` when it is missing.
+
+        :class:`UserError` when it is the network, the server or this process that fails: that says nothing about the
+        data, and to go on with other samples would make the order depend on it.
+        """
         name = self.index.shards[shard].name
         try:
             if remote.is_url(name) or remote.is_url(self.location):
                 return ShardFile(remote.download(remote.join(self.location, name)))
             return ShardFile((Path(self.location) / name).open("rb"))
         except OSError as error:
-            raise Unreadable(f"the shard cannot be opened: {error}") from None
+            raise _judged(error, "the shard cannot be opened") from None
+
+
+def _judged(error: OSError, what: str) -> Unreadable | UserError:
+    """Whether a failure is a fact about the data or one of the moment."""
+    if isinstance(error, remote.Refused | FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+        return Unreadable(f"{what}: {error}")
+    return UserError(f"{what}: {error}: nothing was skipped; go on from the last checkpoint when it can be read again")

@@ -14,6 +14,10 @@ TIMEOUT_S = 60.0
 FIRST_PAUSE_S = 0.5
 
 
+class Refused(OSError):
+    """The server answers, and has no such file for us: asking again is of no use."""
+
+
 def is_url(location: str) -> bool:
     """Whether a location is read over the network."""
     return location.startswith(("http://", "https://"))
@@ -37,8 +41,8 @@ def _quoted(url: str) -> str:
 def download(url: str) -> BinaryIO:
     """The whole file at ``url`` as an anonymous temporary file, positioned at its start.
 
-    Raises :class:`OSError` when it cannot be had after a few attempts; where the server refuses (4xx, but for "too slow"
-    and "too many requests") it is not asked twice.
+    Raises :class:`OSError` when it cannot be had after a few attempts, :class:`Refused` at once where the server refuses
+    (4xx, but for "too slow" and "too many requests").
     """
     pause = FIRST_PAUSE_S
     for attempt in range(1, ATTEMPTS + 1):
@@ -56,8 +60,10 @@ def download(url: str) -> BinaryIO:
             return file
         except (OSError, http.client.HTTPException, ValueError) as error:
             file.close()
-            if attempt == ATTEMPTS or _is_final(error):
-                raise OSError(f"{url} cannot be read: {error}") from None
+            if _is_final(error):
+                raise Refused(f"{url} cannot be read: {error}") from None
+            if attempt == ATTEMPTS:
+                raise OSError(f"{url} cannot be read after {ATTEMPTS} attempts: {error}") from None
         time.sleep(pause)
         pause *= 2
     raise AssertionError("unreachable")

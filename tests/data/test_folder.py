@@ -46,13 +46,23 @@ def test_a_server_that_stumbles_changes_nothing(tmp_path: Path) -> None:
         assert content(server.url) == content(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("path", "answers"), [("/00001.tar", [404]), ("/00001.tar.index.json", [404]), ("/00001.tar", [b"cut"] * remote.ATTEMPTS)]
-)
-def test_a_shard_that_cannot_be_had_is_reported(tmp_path: Path, path: str, answers: list[int | bytes]) -> None:
+@pytest.mark.parametrize("path", ["/00001.tar", "/00001.tar.index.json"])
+@pytest.mark.parametrize("answer", [503, b"cut"])
+def test_an_outage_stops_the_run_instead_of_changing_its_order(tmp_path: Path, path: str, answer: int | bytes) -> None:
     write_pictures(tmp_path, [5, 4, 6])
     with serve(tmp_path) as server:
-        server.answers = {path: answers}
+        server.answers = {path: [answer] * remote.ATTEMPTS}
+        found = reader(server.url)
+        with pytest.raises(UserError, match=r"00001\.tar.* after 4 attempts: .*nothing was skipped"):
+            [found.read(number) for number in range(BLOCKS)]
+        assert content(server.url) == content(tmp_path), "and it goes on when the server is back"
+
+
+@pytest.mark.parametrize("path", ["/00001.tar", "/00001.tar.index.json"])
+def test_a_shard_that_is_not_there_is_reported(tmp_path: Path, path: str) -> None:
+    write_pictures(tmp_path, [5, 4, 6])
+    with serve(tmp_path) as server:
+        server.answers = {path: [404]}
         found = reader(server.url)
         blocks = [found.read(number) for number in range(BLOCKS)]
         found.close()
