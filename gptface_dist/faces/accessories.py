@@ -53,9 +53,8 @@ def _dome(w: Wardrobe, face: Attributes, points: Floats, normal: Floats) -> Piec
     outward = normal[vertices] + w.scalp_out
     outward /= np.linalg.norm(outward, axis=1, keepdims=True)
     high = smoothstep(over, 0.0, 0.6)
-    thickness = {"cap": 0.12 + 0.08 * high, "beanie": 0.13 + 0.10 * high, "headband": np.full(len(rest), 0.17)}[face.hat]
-    if face.hat == "headband" and face.hair_style in ("bald", "buzz cut", "short"):
-        thickness = np.where(over > -1, 0.05 if face.hair_style != "short" else 0.16, thickness)
+    band = {"bald": 0.05, "buzz cut": 0.05, "short": 0.11, "afro": 0.3}.get(face.hair_style, 0.15)
+    thickness = {"cap": 0.12 + 0.08 * high, "beanie": 0.13 + 0.10 * high, "headband": np.full(len(rest), band)}[face.hat]
     raised = points[vertices] + outward * thickness[:, None].astype(np.float32)
 
     def keep(rest: Floats, strand: Floats) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ def background(face: Attributes, width: int) -> Floats:
     fall = float(random.uniform(0.0, 0.25))
     light = 1 - fall * ((x - 0.5) ** 2 + (y - 0.45) ** 2) * 2
     if face.background == "plain":
-        share = np.zeros_like(x)
+        share: Floats = np.zeros_like(x)
     elif face.background == "gradient":
         angle = float(random.uniform(0, 2 * np.pi))
         share = smoothstep((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle), -0.6, 0.6)

@@ -16,7 +16,6 @@ from gptface_dist.faces.wardrobe import Sheet, Wardrobe, above_hairline, azimuth
 FRONT_EDGE = np.array(
     [(5.0, 40), (6.0, 47), (6.5, 52), (7.0, 57), (7.4, 55), (7.65, 47), (7.85, 38), (8.05, 24), (8.2, 0)], np.float32
 )
-FOLLOWS_HEAD = 0.8
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def _curl_keep(cut: Cut, share: float, seed: float) -> Keep:
     def keep(rest: Floats, strand: Floats) -> NDArray[np.bool_]:
         lumps = 0.6 * noise(rest * np.float32(11) + np.float32(seed)) + 0.4 * noise(rest * np.float32(27) + np.float32(seed))
         edge = above_hairline(rest) + 0.16 * (lumps - 0.5)
-        return (edge > 0.02 + 0.10 * share) & (lumps > 0.62 * (share - 0.42))
+        return (edge > 0.02 + 0.10 * share) & (lumps > 0.5 * (share - 0.42))
 
     return keep
 

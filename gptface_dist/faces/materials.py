@@ -109,7 +109,7 @@ def brow_cover(rest: Floats, shades: Shades) -> Floats:
     )
     half = shades.brow_width * (1 - 0.55 * np.clip(along, 0, 1) ** 1.6)
     edge = smoothstep(np.abs(rest[:, 1] - middle) - half, 0.014, -0.014)
-    ends = smoothstep(along, -0.06, 0.06) * smoothstep(along, 1.06, 0.9)
+    ends = smoothstep(along, -0.08, 0.14) * smoothstep(along, 1.06, 0.85)
     hairs = noise(np.stack([side * 34 + rest[:, 1] * 18, rest[:, 1] * 9 - side * 4, np.full_like(side, shades.seed)], 1))
     return edge * ends * (rest[:, 2] > 0.9) * (0.62 + 0.5 * hairs).clip(0, 1)
 
@@ -121,8 +121,8 @@ def beard_cover(rest: Floats, masks: Floats, face: Attributes, shades: Shades) -
     x, y, z = np.abs(rest[:, 0]), rest[:, 1], rest[:, 2]
     lips = 1 - smoothstep(masks[:, LIPS], 0.2, 0.6)
     moustache = smoothstep(y, 6.665, 6.70) * smoothstep(y, 6.80, 6.765) * smoothstep(x, 0.31, 0.22) * smoothstep(z, 1.2, 1.3)
-    goatee = smoothstep(x, 0.22, 0.14) * smoothstep(y, 6.49, 6.44) * smoothstep(z, 1.0, 1.2)
-    ring = smoothstep(x, 0.34, 0.28) * smoothstep(x, 0.2, 0.27) * smoothstep(y, 6.78, 6.72) * smoothstep(z, 1.1, 1.2)
+    goatee = smoothstep(x, 0.33, 0.23) * smoothstep(y, 6.49, 6.43) * smoothstep(z, 1.0, 1.2)
+    ring = smoothstep(x, 0.38, 0.31) * smoothstep(x, 0.2, 0.27) * smoothstep(y, 6.78, 6.70) * smoothstep(z, 1.1, 1.2)
     # The cheek line falls from the sideburn to the corner of the mouth; the lower line follows the jaw, not the throat.
     cheek_line = np.interp(x, [0.0, 0.2, 0.34, 0.5, 0.66, 0.8], [6.5, 6.5, 6.72, 6.80, 6.98, 7.15]).astype(np.float32)
     jaw = smoothstep(cheek_line - y, -0.03, 0.07) * smoothstep(y + 0.12 * z, 6.22, 6.32) * smoothstep(z, 0.50, 0.62)
@@ -151,16 +151,22 @@ def beard_thickness(rest: Floats, face: Attributes) -> Floats:
     return 0.07 * chin * smoothstep(x, 0.3, 0.1) if face.beard == "goatee" else np.zeros(len(rest), np.float32)
 
 
-def cloth_cover(rest: Floats, face: Attributes) -> NDArray[np.bool_]:
-    """Which body points (n,) are under clothes."""
-    side, y, front = np.abs(rest[:, 0]), rest[:, 1], rest[:, 2] > 0.1
+def below_collar(rest: Floats, face: Attributes) -> Floats:
+    """How far (n,) body points lie under the neckline of the clothes, decimetres; negative where skin shows.
+
+    A neckline is where a plane, higher at the nape than at the throat, cuts the neck; V-necks and shirts are cut out below it.
+    """
+    side, y, z = np.abs(rest[:, 0]), rest[:, 1], rest[:, 2]
     if face.clothes == "turtleneck":
-        return y < 5.95 - 0.12 * (rest[:, 2] > 0.35)
-    crew = 5.62 - 0.16 * smoothstep(0.62 - side, 0, 0.5)
-    if face.clothes == "t-shirt":
-        return np.where(front, y < crew - 0.08 * smoothstep(0.4 - side, 0, 0.3), y < 5.68)
-    depth = 0.5 if face.clothes == "v-neck" else 0.34
-    return np.where(front, y < 5.70 - depth * np.clip(1 - side / 0.52, 0, 1) ** 0.9, y < 5.74)
+        return 6.0 - 0.1 * z - y
+    round_neck = 5.9 - 0.5 * np.maximum(z - 0.15, 0) - y
+    # The tops of the shoulders lie before the plane.
+    round_neck = np.maximum(round_neck, (side - 0.72) * (y < 6))
+    depth = {"t-shirt": 0.0, "v-neck": 0.36, "shirt": 0.22}[face.clothes]
+    if not depth:
+        return round_neck
+    cut_out = 5.52 - depth + (depth + 0.1) * side / 0.40 - y
+    return np.where(z > 0.3, np.minimum(round_neck, cut_out), round_neck)
 
 
 def hair_base(rest: Floats, face: Attributes, shades: Shades) -> Floats:
@@ -216,8 +222,9 @@ def body_color(surface: Surface, face: Attributes, shades: Shades) -> tuple[Floa
     label[masks[:, INSIDE_MOUTH] > 0.5] = LABEL["mouth"]
     label[(roots > 0.5) & ~neck] = LABEL["hair"]
 
-    cloth = cloth_cover(rest, face)
-    color[cloth] = _cloth(rest[cloth], face, shades)
+    below = below_collar(rest, face)
+    cloth = below > 0
+    color[cloth] = _cloth(rest[cloth], below[cloth], face, shades)
     label[cloth] = LABEL["cloth"]
     gloss[cloth] = 0.01
     return color, label, gloss
@@ -238,9 +245,9 @@ def _skin(rest: Floats, masks: Floats, face: Attributes, shades: Shades) -> Floa
     tired = {"child": 0.05, "young": 0.12, "middle-aged": 0.2, "old": 0.28}[face.age]
     color = color * (1 - tired * socket[:, None] * np.array([0.8, 1.0, 0.8], np.float32))
     if face.freckles:
-        spots = noise(rest * np.float32(19) + np.float32(7 + shades.seed))
+        spots = noise(rest * np.float32(37) + np.float32(7 + shades.seed))
         where = np.exp(-0.5 * ((y - 7.02) / 0.16) ** 2) * smoothstep(side, 0.75, 0.5) * (z > 0.8)
-        color = mix(color, shades.skin * np.array([0.55, 0.4, 0.32], np.float32), 0.75 * where * smoothstep(spots, 0.66, 0.78))
+        color = mix(color, shades.skin * np.array([0.55, 0.4, 0.32], np.float32), 0.6 * where * smoothstep(spots, 0.68, 0.8))
     if face.age in ("middle-aged", "old"):
         color = color * (1 - _wrinkles(rest, 1.0 if face.age == "old" else 0.45))[:, None]
     return color
@@ -261,17 +268,20 @@ def _wrinkles(rest: Floats, depth: float) -> Floats:
     return np.float32(depth) * (0.16 * lines + 0.2 * fold * (z > 1.0) + 0.13 * feet)
 
 
-def _cloth(rest: Floats, face: Attributes, shades: Shades) -> Floats:
+def _cloth(rest: Floats, below: Floats, face: Attributes, shades: Shades) -> Floats:
+    """Colour (n, 3) of clothes at body points ``below`` (n,) the neckline."""
     color = named(face.clothes_color) * (0.94 + 0.12 * noise(rest * np.float32(14)))[:, None]
+    side, y = np.abs(rest[:, 0]), rest[:, 1]
+    if face.clothes == "turtleneck":
+        return color * (1 - 0.25 * bump(y, 5.66, 0.03) + 0.05 * np.sin(azimuth(rest) * 0.8) * (y > 5.66))[:, None]
     if face.clothes == "shirt":
-        # A collar a shade apart, and the placket with its edge.
-        side, y = np.abs(rest[:, 0]), rest[:, 1]
-        collar = smoothstep(y + 0.55 * side, 5.52, 5.55) * (side < 0.6)
-        placket = bump(side, 0.07, 0.012)
-        color = color * (1 + 0.22 * collar - 0.35 * placket * (1 - collar))[:, None]
-    elif face.clothes == "turtleneck":
-        color = color * (1 - 0.25 * bump(rest[:, 1], 5.62, 0.03) + 0.06 * np.sin(azimuth(rest) * 1.2))[:, None]
-    return color
+        # A collar a shade apart, its shadow on the cloth, and the placket's edges.
+        collar = smoothstep(below, 0.17, 0.15) * (side < 0.75)
+        edge = bump(below, 0.185, 0.015) * (side < 0.75)
+        placket = bump(side, 0.07, 0.012) * (rest[:, 2] > 0.3)
+        return color * (1 + 0.15 * collar - 0.4 * edge - 0.3 * placket * (1 - collar))[:, None]
+    # The sewn border of a T-shirt or a V-neck.
+    return color * (1 - 0.3 * bump(below, 0.06, 0.008) * (side < 0.75))[:, None]
 
 
 def eye_color(rest: Floats, centre: Floats, gaze: Floats, tone: Floats) -> tuple[Floats, Floats]:

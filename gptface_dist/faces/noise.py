@@ -1,6 +1,7 @@
 """Smooth random textures: value noise on a lattice, the same on every run."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptface_dist.faces.mesh import Floats
 
@@ -39,7 +40,7 @@ def noise(points: Floats) -> Floats:
     z0, z1 = low[:, 2], high[:, 2]
     tx, ty, tz = t[:, 0], t[:, 1], t[:, 2]
 
-    def along_z(xy: Floats) -> Floats:
+    def along_z(xy: NDArray[np.int32]) -> Floats:
         near = flat[xy + z0]
         return near + (flat[xy + z1] - near) * tz
 

@@ -51,7 +51,7 @@ class Pose:
         turned = (aim - pivot) @ head.T + pivot
         centre = (0.65 * turned + 0.35 * aim).astype(np.float32)
         centre[:2] += random.uniform(-0.05, 0.05, 2).astype(np.float32) * height
-        return cls(head, shoulders, pivot, centre, float(0.625 * random.uniform(0.93, 1.06)) / height)
+        return cls(head, shoulders, pivot, centre, float(0.69 * random.uniform(0.93, 1.06)) / height)
 
     def place(self, points: Floats, rest: Floats) -> Floats:
         """Turn points (n, 3); how far each follows the head is told by its rest place."""

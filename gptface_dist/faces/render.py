@@ -62,6 +62,7 @@ class Renderer:
         self.landmarks = landmark_vertices(self.model)
         body = self.model.triangles[self.model.part == BODY]
         self._body = body
+        self._left_eye = self.model.joint(self.model.rest, "l-eye")
 
     def draw(self, face: Attributes, size: int) -> Picture:
         """The picture of a face, ``size`` pixels wide and high."""
@@ -110,8 +111,11 @@ class Renderer:
         if face.hat in ("cap", "beanie"):
             hair = np.flatnonzero(material == Material.HAIR)
             kept[hair] &= hat_line(_at(found.take(hair), scene.triangles, scene.rest), face) < 0.03
+        elif face.hat == "headband":
+            hair = np.flatnonzero(material == Material.HAIR)
+            kept[hair] &= np.abs(hat_line(_at(found.take(hair), scene.triangles, scene.rest), face) - 0.085) > 0.07
         lash = np.flatnonzero((material == Material.UPPER_LASH) | (material == Material.LOWER_LASH))
-        kept[lash] &= _lashes(_at(found.take(lash), scene.triangles, scene.rest), material[lash], face)
+        kept[lash] &= _lashes(_at(found.take(lash), scene.triangles, scene.rest), self._left_eye, material[lash], face)
         found = found.take(kept)
         return found.take(nearest(found))
 
@@ -173,7 +177,8 @@ class Renderer:
             linear((212, 176, 88) if face.variation % 4 < 2 else (198, 198, 204)),
             "earring",
         )
-        gloss[(material == Material.FRAME) | (material == Material.DARK_LENS)] = 0.25
+        gloss[material == Material.FRAME] = 0.2
+        gloss[material == Material.DARK_LENS] = 0.04
         gloss[material == Material.EARRING] = 0.9
         hat = material == Material.HAT
         _flat(color, label, material, Material.HAT, named(face.hat_color), "hat")
@@ -229,13 +234,13 @@ def _flat(color: Floats, label: NDArray[np.uint8], material: Ints, kind: Materia
     label[chosen] = LABEL[name]
 
 
-def _lashes(rest: Floats, material: Ints, face: Attributes) -> NDArray[np.bool_]:
-    """Which fragments of the lash sheets are lashes: a dense root, thinning out; fewer and shorter on men."""
+def _lashes(rest: Floats, left_eye: Floats, material: Ints, face: Attributes) -> NDArray[np.bool_]:
+    """Which fragments of the lash sheets are lashes: a dense root that thins out away from the ball; less of it on men."""
+    folded = np.stack([np.abs(rest[:, 0]), rest[:, 1], rest[:, 2]], 1)
+    out = (np.linalg.norm(folded - left_eye, axis=1) - 0.15) / 0.05
     tooth = noise(np.stack([rest[:, 0] * 60, np.zeros(len(rest), np.float32), np.full(len(rest), 2.5, np.float32)], 1))
-    out = np.abs(rest[:, 1] - np.where(material == Material.UPPER_LASH, 7.33, 7.24)) / 0.035
-    return tooth > np.where(material == Material.UPPER_LASH, 0.25, 0.62) + (
-        0.0 if face.gender == "female" else 0.22
-    ) + 0.3 * out * (out > 0.6)
+    reach = np.where(material == Material.UPPER_LASH, 1.15, 0.5) * (1.0 if face.gender == "female" else 0.55)
+    return out < reach * (0.5 + 0.7 * tooth)
 
 
 def _under_hair(rest: Floats, face: Attributes) -> Floats:

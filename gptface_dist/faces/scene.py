@@ -10,6 +10,7 @@ from gptface_dist.faces.materials import Material
 from gptface_dist.faces.mesh import Floats, Ints, normals
 
 Keep = Callable[[Floats, Floats], NDArray[np.bool_]]
+NO_STRANDS: Floats = np.zeros((0, 2), np.float32)
 
 
 @dataclass
@@ -24,17 +25,24 @@ class Piece:
     """(t, 3) indices into ``points``."""
     material: Ints
     """(t,) Material numbers."""
-    strand: Floats = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    strand: Floats = field(default_factory=lambda: NO_STRANDS)
     """(n, 2) coordinates across and along hair; empty for anything else."""
     keep: Keep | None = None
     """Rest (m, 3) and strand (m, 2) of fragments -> which of them exist; None: all."""
 
     @classmethod
-    def of(cls, material: Material, points: Floats, rest: Floats, triangles: Ints, **more: object) -> "Piece":
+    def of(
+        cls,
+        material: Material,
+        points: Floats,
+        rest: Floats,
+        triangles: Ints,
+        strand: Floats = NO_STRANDS,
+        keep: Keep | None = None,
+    ) -> "Piece":
         """A piece of one material."""
-        return cls(
-            points.astype(np.float32), rest.astype(np.float32), triangles, np.full(len(triangles), int(material)), **more
-        )  # type: ignore[arg-type]
+        number = np.full(len(triangles), int(material))
+        return cls(points.astype(np.float32), rest.astype(np.float32), triangles, number, strand, keep)
 
 
 @dataclass

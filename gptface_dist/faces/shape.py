@@ -13,31 +13,42 @@ AGE_WEIGHTS = {
     "old": {"old": 0.9, "young": 0.1},
 }
 FEATURES = 30
-# Targets that move the head as a whole, or that look like injuries when drawn at random, stay out.
-UNWANTED = ("head-trans", "head-age", "neck-", "asym-top", "head-angle", "eye-push", "eye-corner", "mouth-trans-forward")
+# Targets that move the head as a whole, that look like injuries, or that look like an expression stay out.
+UNWANTED = (
+    "head-trans", "head-age", "neck-", "asym-top", "asymm-", "head-angle", "eye-push", "eye-corner", "mouth-trans-forward",
+    "mouth-angles", "eyebrows-angle", "eyebrows-trans-down", "asym-brown", "asym-mouth", "lip-ext", "lip-middle",
+)  # fmt: skip
 
 # Facial actions (the 52 of ARKit) and their strengths; names without a side stand for both.
 ACTIONS: dict[str, dict[str, float]] = {
-    "neutral": {},
-    "happy": {"mouthSmile": 0.95, "cheekSquint": 0.6, "mouthUpperUp": 0.4, "jawOpen": 0.1, "mouthDimple": 0.2},
-    "sad": {"mouthFrown": 1.0, "browInnerUp": 1.0, "mouthShrugLower": 0.6, "eyeSquint": 0.25, "eyeLookDown": 0.25},
-    "angry": {"browDown": 1.1, "noseSneer": 0.6, "mouthPress": 0.6, "eyeSquint": 0.35, "mouthFrown": 0.55, "eyeWide": 0.2},
-    "surprised": {"browInnerUp": 0.9, "browOuterUp": 1.0, "eyeWide": 1.0, "jawOpen": 0.6, "mouthFunnel": 0.25},
+    # The mesh's own lids and corners of the mouth rest low: an attentive, calm face has them a little higher.
+    "neutral": {"eyeWide": 0.35, "mouthSmile": 0.12, "browOuterUp": 0.1},
+    "happy": {"mouthSmile": 1.2, "cheekSquint": 0.7, "mouthUpperUp": 0.45, "jawOpen": 0.12, "mouthDimple": 0.2, "eyeWide": 0.4},
+    "sad": {
+        "mouthFrown": 1.2,
+        "browInnerUp": 1.4,
+        "mouthShrugLower": 0.7,
+        "eyeSquint": 0.2,
+        "eyeLookDown": 0.25,
+        "eyeWide": 0.2,
+    },
+    "angry": {"browDown": 1.5, "noseSneer": 0.65, "mouthPress": 0.7, "eyeSquint": 0.35, "mouthFrown": 0.7, "eyeWide": 0.25},
+    "surprised": {"browInnerUp": 1.0, "browOuterUp": 1.15, "eyeWide": 1.0, "jawOpen": 0.6, "mouthFunnel": 0.25},
     "disgusted": {
-        "noseSneer": 1.1,
-        "mouthUpperUp": 0.85,
+        "noseSneer": 1.35,
+        "mouthUpperUp": 1.0,
         "browDown": 0.6,
-        "eyeSquint": 0.7,
-        "mouthFrown": 0.35,
+        "eyeSquint": 0.6,
+        "mouthFrown": 0.4,
         "mouthShrugLower": 0.3,
     },
     "afraid": {
-        "browInnerUp": 1.1,
+        "browInnerUp": 1.4,
         "browOuterUp": 0.25,
-        "eyeWide": 1.0,
-        "mouthStretch": 1.0,
+        "eyeWide": 1.1,
+        "mouthStretch": 1.1,
         "jawOpen": 0.24,
-        "mouthLowerDown": 0.3,
+        "mouthLowerDown": 0.4,
     },
 }
 BOTH_SIDES = ("Left", "Right")
@@ -63,14 +74,9 @@ def morph(model: HeadModel, face: Attributes, expression: bool = True) -> Floats
 def expression_actions(face: Attributes) -> dict[str, float]:
     """Facial actions of the expression by full name (``mouthSmileLeft``)."""
     actions = dict(ACTIONS[face.expression])
-    # The mesh's lids rest low, and a smile pushes them lower: open them as an attentive face has them.
-    if face.expression in ("neutral", "happy", "sad", "disgusted"):
-        actions["eyeWide"] = (
-            actions.get("eyeWide", 0) + {"neutral": 0.5, "happy": 0.6, "sad": 0.4, "disgusted": 0.2}[face.expression]
-        )
     if face.eyes_closed:
         actions = {name: share for name, share in actions.items() if not name.startswith("eye")} | {"eyeBlink": 1.0}
-    full = {}
+    full: dict[str, float] = {}
     for name, share in actions.items():
         sides = ("",) if name in ("jawOpen", "browInnerUp", "mouthShrugLower", "mouthFunnel") else BOTH_SIDES
         full |= {name + side: share for side in sides}

@@ -100,7 +100,7 @@ def _radius_map(rest: Floats, triangles: Ints) -> Floats:
     corners = rest[triangles]
     steps = [(a, b, 1 - a - b) for a in np.linspace(0, 1, 9) for b in np.linspace(0, 1 - a, 9)]
     points = np.concatenate([np.einsum("c,tck->tk", np.array(weights, np.float32), corners) for weights in steps])
-    points = points[(np.abs(points[:, 0]) < 1.2) & (points[:, 1] > FLOOR - 0.1)]
+    points = points[(np.abs(points[:, 0]) < 1.3) & (points[:, 1] > FLOOR - 0.1)]
     column = np.round((azimuth(points) + 180) / 360 * AZIMUTHS).astype(int) % AZIMUTHS
     row = np.clip((points[:, 1] - FLOOR) / (CEILING - FLOOR) * LEVELS, 0, LEVELS - 1).astype(int)
     radius = np.zeros((LEVELS, AZIMUTHS), np.float32)
@@ -139,8 +139,10 @@ def _curtain(radius: Floats, surface: Floats, allowed: NDArray[np.bool_]) -> She
     heights, degrees = np.meshgrid(np.linspace(8.3, 5.0, 34), np.linspace(24, 336, 72), indexing="ij")
     degrees = np.where(degrees > 180, degrees - 360, degrees)
     reach = np.maximum.accumulate(_look_up(radius, degrees, np.maximum(heights, 6.9)), 0)
-    tuck = 1 - 0.10 * np.clip((6.8 - heights) / 1.0, 0, 1)
-    points = _points(degrees, heights, (reach + 0.10) * tuck)
+    reach = (reach + 0.10) * (1 - 0.10 * np.clip((6.8 - heights) / 1.0, 0, 1))
+    # In front it lies on the chest.
+    chest = np.minimum(_look_up(radius, degrees, heights), 1.3) + 0.05
+    points = _points(degrees, heights, np.where((heights < 6.0) & (np.abs(degrees) < 80), np.maximum(reach, chest), reach))
     return _sheet(points, heights.shape, surface, allowed)
 
 
@@ -180,6 +182,7 @@ def _upper_hull(x: Floats, y: Floats) -> Floats:
 def _brim(radius: Floats, surface: Floats, allowed: NDArray[np.bool_]) -> Sheet:
     forward, degrees = np.meshgrid(np.linspace(0, 1, 8), np.linspace(-58, 58, 25), indexing="ij")
     side = np.abs(degrees) / 58
-    heights = 7.93 - 0.10 * side**2 - 0.13 * forward * (1 + 0.9 * side**2)
-    reach = _look_up(radius, degrees, np.full_like(degrees, 7.93)) + 0.10
-    return _sheet(_points(degrees, heights, reach + 0.72 * forward * np.cos(side * 1.45)), heights.shape, surface, allowed)
+    heights = 7.97 - 0.10 * side**2 - 0.15 * forward * (1 + 0.9 * side**2)
+    # It begins a little inside the cap.
+    reach = _look_up(radius, degrees, np.full_like(degrees, 7.93)) + 0.04
+    return _sheet(_points(degrees, heights, reach + 0.76 * forward * np.cos(side * 1.45)), heights.shape, surface, allowed)
