@@ -17,13 +17,8 @@ from gptface_dist.data.order import random
 from gptface_dist.data.stream import Block, Delivered, Origin
 from gptface_dist.data.tokens import TokenSample
 from gptface_dist.errors import UserError
+from gptface_dist.sequence import IGNORE, IMAGE, PADDING, SPECIALS_PER_SEQUENCE, TEXT
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-
-IGNORE = -100
-"""Label of a token that is not to be predicted; what ``torch.nn.functional.cross_entropy`` ignores."""
-PADDING, TEXT, IMAGE = 0, 1, 2
-"""Segments. [CLS] and both [SEP] belong to the text."""
-SPECIALS_PER_SEQUENCE = 3
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptface_dist.data.batch import IGNORE, IMAGE, PADDING, TEXT, Batch, BatchBuilder, BatchOptions
+from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.stream import Block, BlockReader, Delivered, Origin, StreamOptions
 from gptface_dist.data.tokens import TokenDecoder, TokenSample
 from gptface_dist.errors import UserError
+from gptface_dist.sequence import IGNORE, IMAGE, PADDING, TEXT
 from tests.corpus import GRID, VOCABULARY, source, write_tokens
 
 

@@ -1,0 +1,119 @@
+"""The one table of parameters: global name and shape, initial value, and where each lives in a layout.
+
+Names and shapes are those of the plain model. Everything that must know about shards (initialisation, checkpoints,
+conversion, the parity check) asks here.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.plain import GPTFace, initial_std
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+
+LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How tensor parallelism divides a parameter: rank ``t`` of ``T`` has the ``t``-th of ``T`` ranges along ``axis``."""
+
+    axis: int
+    """The axis that is divided."""
+    parts: int = 1
+    """Equal parts that are divided one by one and joined again: 2 for the fused gate and value of swiglu."""
+
+    def shard(self, whole: Tensor, rank: int, size: int) -> Tensor:
+        """The shard of one rank, [.., n / size, ..] along the axis."""
+        pieces = [part.chunk(size, self.axis)[rank] for part in whole.chunk(self.parts, self.axis)]
+        return torch.cat(pieces, self.axis).contiguous()
+
+    def join(self, shards: list[Tensor]) -> Tensor:
+        """The whole of all ranks' shards, in rank order."""
+        pieces = [shard.chunk(self.parts, self.axis) for shard in shards]
+        return torch.cat([piece[part] for part in range(self.parts) for piece in pieces], self.axis)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the model."""
+
+    name: str
+    """Global name: that of the plain model."""
+    shape: tuple[int, ...]
+    """Global shape."""
+    layer: int | None
+    """Global layer it belongs to; None for embeddings (first stage) and heads (last stage)."""
+    cut: Cut | None
+    """How tensor parallelism divides it; None where every rank has all of it."""
+    std: float | None
+    """Standard deviation of its initial values; None for constants."""
+    decay: bool
+    """Whether weight decay applies: not to norms, biases and embeddings."""
+
+    @property
+    def on_first_stage(self) -> bool:
+        """Whether the first pipeline stage has it because it embeds tokens."""
+        return self.name.startswith("embeddings.")
+
+    @property
+    def on_last_stage(self) -> bool:
+        """Whether the last pipeline stage has it because it predicts; the word embeddings are on both."""
+        return self.name == "embeddings.word.weight" or (self.layer is None and not self.on_first_stage)
+
+    def initial(self, seed: int) -> Tensor:
+        """Float32 initial value, a function of (seed, name, shape) alone: every layout starts from the same weights."""
+        if self.std is None:
+            return torch.zeros(self.shape) if self.name.endswith("bias") else torch.ones(self.shape)
+        digest = hashlib.blake2b(f"{seed} {self.name}".encode(), digest_size=8).digest()
+        # torch takes a signed 64-bit seed.
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        return torch.randn(self.shape, generator=generator) * self.std
+
+
+def cut(name: str, options: ModelOptions) -> Cut | None:
+    """How tensor parallelism divides a parameter (Shoeybi et al. 2019): columns first, then rows."""
+    if name == "embeddings.word.weight" or name == "token_head.bias":
+        return Cut(0)
+    tail = LAYER.sub("", name)
+    if tail in ("qkv.weight", "qkv.bias"):
+        return Cut(0)
+    if tail in ("mlp_in.weight", "mlp_in.bias"):
+        return Cut(0, parts=2 if options.activation == "swiglu" else 1)
+    if tail in ("projection.weight", "mlp_out.weight"):
+        return Cut(1)
+    return None
+
+
+def parameters(options: ModelOptions, vocabulary: Vocabulary) -> Iterator[Parameter]:
+    """Every parameter of the model, in the plain model's order, without allocating any."""
+    with torch.device("meta"):
+        model = GPTFace(options, vocabulary)
+    for name, tensor in model.named_parameters():
+        found = LAYER.match(name)
+        std = initial_std(name, options)
+        yield Parameter(
+            name=name,
+            shape=tuple(tensor.shape),
+            layer=int(found.group(1)) if found else None,
+            cut=cut(name, options),
+            std=std,
+            decay=std is not None and not name.startswith("embeddings."),
+        )
+
+
+def initialise(model: GPTFace, seed: int) -> None:
+    """Give a plain model its initial values."""
+    with torch.no_grad():
+        for parameter in parameters(model.options, model.vocabulary):
+            model.get_parameter(parameter.name).copy_(parameter.initial(seed))
+
+
+def count(options: ModelOptions, vocabulary: Vocabulary) -> int:
+    """Number of trainable values; tied embeddings count once."""
+    return sum(torch.Size(parameter.shape).numel() for parameter in parameters(options, vocabulary))

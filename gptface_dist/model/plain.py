@@ -1,0 +1,199 @@
+"""GPTFace in plain PyTorch, to be read in one sitting: what a release holds, and the truth that layouts are tested against.
+
+A reconstruction of the model of Li et al. (arXiv 2510.18345), whose sizes and hyper-parameters are not public. One
+bidirectional pre-norm transformer reads ``[CLS] text [SEP] image [SEP]``. Masked tokens are predicted over their own
+modality's ids; [CLS] says whether image and text belong together.
+
+Letters of shapes: B sequences, L tokens (padded), H hidden width, N heads, D head size, F feed-forward width, V ids,
+M masked tokens.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptface_dist.model.options import ModelOptions
+from gptface_dist.sequence import IMAGE, SEGMENTS
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+
+
+class Embeddings(nn.Module):
+    """Word + segment + position: the place in the text, or row and column in the image."""
+
+    def __init__(self, vocabulary_size: int, options: ModelOptions):
+        super().__init__()
+        self.word = nn.Embedding(vocabulary_size, options.hidden)
+        self.segment = nn.Embedding(SEGMENTS, options.hidden)
+        self.place = nn.Embedding(options.text_positions, options.hidden)
+        self.row = nn.Embedding(options.rows, options.hidden)
+        self.column = nn.Embedding(options.columns, options.hidden)
+
+    def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
+        """Int64 [B, L], [B, L], [B, L, 2] -> [B, L, H]."""
+        image = (segments == IMAGE).unsqueeze(-1)
+        first, second = positions.unbind(-1)
+        # Each table is asked for index 0 where the other kind of position counts; the choice drops that row's gradient.
+        zero = torch.zeros_like(first)
+        text_position = self.place(torch.where(image[..., 0], zero, first))
+        row, column = (table(torch.where(image[..., 0], p, zero)) for table, p in ((self.row, first), (self.column, second)))
+        return self.word(tokens) + self.segment(segments) + torch.where(image, row + column, text_position)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and feed-forward network, each added to the residual stream."""
+
+    def __init__(self, options: ModelOptions):
+        super().__init__()
+        self.options = options
+        hidden, eps = options.hidden, options.norm_eps
+        self.attention_norm = nn.LayerNorm(hidden, eps)
+        # Rows are grouped by head, (q, k, v) within each: a tensor-parallel shard of heads is a range of rows.
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        if options.qk_norm:
+            self.q_norm = nn.LayerNorm(options.head_size, eps)
+            self.k_norm = nn.LayerNorm(options.head_size, eps)
+        self.projection = nn.Linear(hidden, hidden)
+        self.mlp_norm = nn.LayerNorm(hidden, eps)
+        # swiglu: the first half of the rows is the gate, the second what it lets through.
+        self.mlp_in = nn.Linear(hidden, options.ffn * (2 if options.activation == "swiglu" else 1))
+        self.mlp_out = nn.Linear(options.ffn, hidden)
+
+    def forward(self, x_BLH: Tensor, seen: Tensor) -> Tensor:
+        """[B, L, H] -> [B, L, H]; ``seen`` bool [B, 1, 1, L]: tokens that may be attended to (no padding)."""
+        x_BLH = x_BLH + self._dropout(self.projection(self._attend(self.attention_norm(x_BLH), seen)))
+        return x_BLH + self._dropout(self.mlp_out(self._activate(self.mlp_in(self.mlp_norm(x_BLH)))))
+
+    def _attend(self, x_BLH: Tensor, seen: Tensor) -> Tensor:
+        batch, length, hidden = x_BLH.shape
+        grouped = self.qkv(x_BLH).view(batch, length, self.options.heads, 3, self.options.head_size)
+        q, k, v = (part.transpose(1, 2) for part in grouped.unbind(3))  # [B, N, L, D]
+        if self.options.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        dropout = self.options.attention_dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+        return attended.transpose(1, 2).reshape(batch, length, hidden)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if self.options.activation == "gelu":
+            return F.gelu(x)
+        gate, up = x.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.options.hidden_dropout, self.training)
+
+
+class TokenHead(nn.Module):
+    """Features of masked tokens -> logits over the ids of their modality, with the word embeddings as output weights."""
+
+    def __init__(self, vocabulary_size: int, options: ModelOptions):
+        super().__init__()
+        self.dense = nn.Linear(options.hidden, options.hidden)
+        self.norm = nn.LayerNorm(options.hidden, options.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(vocabulary_size))
+
+    def forward(self, x_MH: Tensor, words_VH: Tensor, ids: range) -> Tensor:
+        """[M, H] -> [M, len(ids)]."""
+        features = self.norm(F.gelu(self.dense(x_MH)))
+        return F.linear(features, words_VH[ids.start : ids.stop], self.bias[ids.start : ids.stop])
+
+
+class MatchHead(nn.Module):
+    """[CLS] -> logits of (swapped, matched)."""
+
+    def __init__(self, options: ModelOptions):
+        super().__init__()
+        self.pooler = nn.Linear(options.hidden, options.hidden)
+        self.output = nn.Linear(options.hidden, 2)
+
+    def forward(self, cls_BH: Tensor) -> Tensor:
+        """[B, H] -> [B, 2]."""
+        return self.output(torch.tanh(self.pooler(cls_BH)))
+
+
+@dataclass(frozen=True)
+class Sums:
+    """One loss as a sum over what it supervises, and the count to divide by: never a mean of means."""
+
+    loss: Tensor
+    """Float32 scalar: summed cross-entropy in nats."""
+    correct: Tensor
+    """Int64 scalar: how many were predicted right."""
+    count: Tensor
+    """Int64 scalar: how many were supervised."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of a batch: text and image tokens (MILM), and image-text matching (ITM)."""
+
+    text: Sums
+    """Masked text tokens."""
+    image: Sums
+    """Masked image tokens."""
+    match: Sums
+    """Pairs."""
+
+
+class GPTFace(nn.Module):
+    """The model.
+
+    Args:
+        options: its size and form.
+        vocabulary: the joint ids.
+    """
+
+    def __init__(self, options: ModelOptions, vocabulary: Vocabulary):
+        super().__init__()
+        self.options, self.vocabulary = options, vocabulary
+        self.embeddings = Embeddings(vocabulary.size, options)
+        self.layers = nn.ModuleList(Layer(options) for _ in range(options.layers))
+        self.final_norm = nn.LayerNorm(options.hidden, options.norm_eps)
+        self.token_head = TokenHead(vocabulary.size, options)
+        self.match_head = MatchHead(options)
+
+    def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
+        """Int64 [B, L], [B, L], [B, L, 2], [B] -> features [B, L, H]. Tokens from ``lengths`` on are padding."""
+        seen = torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
+        x_BLH = self.embeddings(tokens, segments, positions)
+        x_BLH = F.dropout(x_BLH, self.options.hidden_dropout, self.training)
+        for layer in self.layers:
+            x_BLH = layer(x_BLH, seen[:, None, None, :])
+        return self.final_norm(x_BLH)
+
+    def token_logits(self, x_MH: Tensor, ids: range) -> Tensor:
+        """Features [M, H] of tokens of one modality -> logits [M, len(ids)] over ``ids`` of the joint vocabulary."""
+        return self.token_head(x_MH, self.embeddings.word.weight, ids)
+
+    def match_logits(self, x_BLH: Tensor) -> Tensor:
+        """Features [B, L, H] -> logits [B, 2] of (swapped, matched)."""
+        return self.match_head(x_BLH[:, 0])
+
+    def losses(self, x_BLH: Tensor, labels: Tensor, matched: Tensor) -> Losses:
+        """Summed losses of features, int64 [B, L] ids to predict (``sequence.IGNORE`` elsewhere), int64 [B] 1 where matched."""
+
+        def masked(ids: range) -> Sums:
+            chosen = (labels >= ids.start) & (labels < ids.stop)
+            return sums(self.token_logits(x_BLH[chosen], ids), labels[chosen] - ids.start)
+
+        match = sums(self.match_logits(x_BLH), matched)
+        return Losses(masked(self.vocabulary.text_range), masked(self.vocabulary.image_range), match)
+
+
+def sums(logits: Tensor, targets: Tensor) -> Sums:
+    """[M, K] and int64 [M] -> summed cross-entropy in float32, right predictions, and M. M may be 0."""
+    loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+    correct = (logits.argmax(-1) == targets).sum()
+    return Sums(loss, correct, torch.tensor(len(targets), device=targets.device))
+
+
+def initial_std(name: str, options: ModelOptions) -> float | None:
+    """Standard deviation of the parameter's initial normal values; None for norms' weights (1) and all biases (0)."""
+    if name.endswith("bias") or "norm" in name:
+        return None
+    if name.endswith(("projection.weight", "mlp_out.weight")):
+        return options.init_std / math.sqrt(2 * options.layers)
+    return options.init_std
