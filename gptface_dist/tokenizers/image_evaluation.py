@@ -1,5 +1,6 @@
 """What an image tokenizer keeps of pictures: PSNR, SSIM, use of the codebook, and a sheet to look at."""
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -72,3 +73,10 @@ def sheet(pairs: list[tuple[Tensor, Tensor]], columns: int = 4) -> Image.Image:
         for place, picture in enumerate(pair):
             image.paste(Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()), (left + place * (side + GAP), top))
     return image
+
+
+def to_png(image: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -21,7 +21,7 @@ from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
 from gptface_dist.tokenizers.codebook import perplexity, share_used
 from gptface_dist.tokenizers.image import ImageTokenizer, save_model
-from gptface_dist.tokenizers.image_evaluation import evaluate
+from gptface_dist.tokenizers.image_evaluation import evaluate, to_png
 from gptface_dist.tokenizers.image_files import CONFIG_NAME
 from gptface_dist.tokenizers.image_options import ImageArchitecture, ImageTrainingOptions
 from gptface_dist.tokenizers.image_state import ImageTrainingState, StepRecord
@@ -43,7 +43,9 @@ class ImageRun:
     training: ImageTrainingOptions
     """Its training."""
     data: str
-    """Identity of the pictures and their order, for instance a hash."""
+    """Hash of the pictures and their order."""
+    held_out: int
+    """Pictures kept out of training for the evaluation."""
 
     def described(self) -> dict[str, Any]:
         """As plain values of JSON."""
@@ -51,13 +53,13 @@ class ImageRun:
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """``name=theirs, not ours`` for each field in which another run's description differs."""
-        ours, found = self.described(), []
-        for group in ("architecture", "training"):
-            theirs = other.get(group, {})
-            found += [
-                f"{name}={theirs.get(name)}, not {value}" for name, value in ours[group].items() if theirs.get(name) != value
-            ]
-        return found + ([] if other.get("data") == self.data else ["other pictures"])
+        ours, theirs = (
+            {**run["architecture"], **run["training"], "held_out": run["held_out"]} for run in (self.described(), other)
+        )
+        found = [f"{name}={theirs.get(name)}, not {value}" for name, value in ours.items() if theirs.get(name) != value]
+        # The order's hash follows from the seed and from what is held out: that they differ has been said.
+        same_order = {"seed", "held_out"}.isdisjoint(name for name in ours if theirs.get(name) != ours[name])
+        return found + (["other pictures"] if same_order and other["data"] != self.data else [])
 
 
 def train_image_tokenizer(
@@ -85,7 +87,10 @@ def train_image_tokenizer(
     Returns the summary, which is also in ``summary.json``. :class:`UserError` where the folder was made otherwise, the
     batch does not divide, the data ends, or the loss is no number.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}") from None
     share, size = processes.share(run.training.batch), run.architecture.size
     if (done := _finished(folder, run)) is not None:
         return done
@@ -199,8 +204,11 @@ def _finished(folder: Path, run: ImageRun) -> dict[str, Any] | None:
         if (folder / CONFIG_NAME).exists() and not (folder / CHECKPOINT_NAME).exists():
             raise UserError(f"{folder} already holds an image tokenizer from elsewhere: train into another folder")
         return None
-    summary: dict[str, Any] = json.loads(path.read_bytes())
-    _refuse_other(folder, run, summary["run"])
+    try:
+        summary: dict[str, Any] = json.loads(path.read_bytes())
+        _refuse_other(folder, run, summary["run"])
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise UserError(f"{path} is not of an image tokenizer's training: train into another folder") from None
     return summary
 
 
@@ -222,7 +230,7 @@ def _finish(folder: Path, run: ImageRun, state: ImageTrainingState, held_out: Ca
         save_model(state.autoencoder.model, folder)
         tokenizer = ImageTokenizer.load(folder, state.processes.device)
         result, sheet = evaluate(tokenizer, held_out())
-        sheet.save(folder / SHEET_NAME)
+        write_atomically(folder / SHEET_NAME, to_png(sheet))
         summary = {
             "sha256": tokenizer.sha256,
             "held_out": asdict(result),

@@ -69,8 +69,11 @@ class TextTokenizer:
             raise UserError(f"{path} does not exist: train a text tokenizer with `gptface tokenizer text DATA {path}`")
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+            pieces = processor.get_piece_size()
         except RuntimeError:
-            raise UserError(f"{path} is no sentencepiece model: train one with `gptface tokenizer text`") from None
+            pieces = 0
+        if not pieces:  # an empty file loads, as a model of no pieces
+            raise UserError(f"{path} is no sentencepiece model: train one with `gptface tokenizer text`")
         return cls(processor, sha256(path))
 
     @property
@@ -92,9 +95,15 @@ class TextTokenizer:
 def train_text_tokenizer(captions: Iterable[str], path: Path, options: TextOptions) -> TextTokenizer:
     """Train on captions and write the model to ``path``, whole or not at all.
 
-    The same captions in the same order give the same file. :class:`UserError` where no caption holds text or the
-    vocabulary does not fit the corpus.
+    The same captions in the same order give the same file. :class:`UserError` where the file exists, no caption holds
+    text or the vocabulary does not fit the corpus.
     """
+    if path.exists():
+        raise UserError(f"{path} exists: remove it, and what was made with it, to train another")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be made: {error.strerror}") from None
     sample = _sample((clean for clean in map(normalise, captions) if clean), options.captions, options.seed)
     if not sample:
         raise UserError("there is no caption with text in the data: nothing to train a text tokenizer on")

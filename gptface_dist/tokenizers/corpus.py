@@ -1,0 +1,179 @@
+"""What tokenizers are trained and judged on: the pictures and captions of a folder of shards."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptface_dist.data.folder import ShardFile, ShardFolder, Unreadable
+from gptface_dist.data.loader import Deal, Loader, Position
+from gptface_dist.data.pictures import decode_captions, decode_pixels, picture_extension
+from gptface_dist.data.shards import Sidecar
+from gptface_dist.data.stream import Block, BlockReader, Origin, RawSample, Source, StreamOptions
+from gptface_dist.errors import UserError
+from gptface_dist.tokenizers.processes import Processes
+
+STREAMS = 16
+"""Places of the folder that training reads at once, where it holds enough pictures."""
+EVALUATION_BATCH = 16
+"""Pictures decoded and compared together."""
+
+Place = tuple[int, int]
+"""Number of a shard in the index, and of a sample in the shard."""
+
+
+def open_pictures(location: str) -> ShardFolder:
+    """A folder (or URL) of indexed picture shards; :class:`UserError` where it is missing, not indexed, or of tokens."""
+    folder = ShardFolder.open(location)
+    if folder.index.kind != "pictures":
+        raise UserError(f"{location} holds {folder.index.kind}, not pictures")
+    return folder
+
+
+def spread(folder: ShardFolder, count: int) -> list[Place]:
+    """``count`` samples at even distances from the first on: the same ones for the same count."""
+    total = folder.index.samples
+    if not 0 < count <= total:
+        raise UserError(f"{folder.location} holds {total} pictures: {count} cannot be chosen from them")
+    starts = np.concatenate([[0], np.cumsum(folder.counts)])
+    numbers = np.arange(count) * total // count
+    # From the right: of empty shards and the next one, which begin at the same number, the last one holds it.
+    shards = np.searchsorted(starts, numbers, side="right") - 1
+    return [(int(shard), int(number - starts[shard])) for shard, number in zip(shards, numbers, strict=True)]
+
+
+def pictures_at(folder: ShardFolder, places: Sequence[Place], size: int) -> Iterator[Tensor]:
+    """The pictures at these places (sorted), float32 [B, 3, size, size] in [-1, 1]; unreadable ones are passed over."""
+    found: list[np.ndarray] = []
+    for shard in dict.fromkeys(shard for shard, _ in places):
+        file, sidecar = _open(folder, shard)
+        with closing(file):
+            for sample in (sample for number, sample in places if number == shard):
+                try:
+                    found.append(_decode(_raw(folder, shard, file, sidecar, sample), size))
+                except Unreadable:
+                    continue
+                if len(found) == EVALUATION_BATCH:
+                    yield _to_tensor(np.stack(found))
+                    found = []
+    if found:
+        yield _to_tensor(np.stack(found))
+
+
+def captions(folder: ShardFolder, on_sample: Callable[[bool], None]) -> Iterator[str]:
+    """All captions of all samples, from front to back.
+
+    ``on_sample`` is told after each sample whether its captions could be read; those of others are passed over.
+    """
+    for shard in range(len(folder.index.shards)):
+        file, sidecar = _open(folder, shard)
+        with closing(file):
+            for sample in range(len(sidecar.samples)):
+                raw = _raw(folder, shard, file, sidecar, sample)
+                try:
+                    found = decode_captions(raw.read("txt"), raw.read("json") if "json" in raw.extents else None)
+                except Unreadable:
+                    on_sample(False)
+                    continue
+                yield from found
+                on_sample(True)
+
+
+@dataclass(frozen=True)
+class TrainingPictures:
+    """The pictures of a folder for the training of an image tokenizer: an endless order of them, and some kept out."""
+
+    folder: ShardFolder
+    """The shards."""
+    size: int
+    """Pixels of a side."""
+    seed: int
+    """Of the order."""
+    held_out: int
+    """Pictures kept out of training, chosen by :func:`spread`."""
+
+    def __post_init__(self) -> None:
+        total = self.folder.index.samples
+        if not 0 < self.held_out < total:
+            raise UserError(
+                f"{self.folder.location} holds {total} pictures, {self.held_out} cannot be held out: "
+                f"set held_out to at least 1 and at most {max(1, total - 1)}"
+            )
+
+    @functools.cached_property
+    def places(self) -> list[Place]:
+        """Where the pictures are that are held out."""
+        return spread(self.folder, self.held_out)
+
+    @functools.cached_property
+    def order_id(self) -> str:
+        """Hash of the pictures and the order they come in."""
+        with closing(self._reader()) as reader:
+            return reader.order_id
+
+    def batches(self, batch: int, processes: Processes, workers: int, first_step: int) -> Iterator[Tensor]:
+        """This process's share of step ``first_step`` and of every one after it.
+
+        Float32 [batch / processes, 3, size, size] in [-1, 1]; the shares in the order of ranks are the global batch,
+        which depends on the data, the seed and the step alone.
+        """
+        deal = Deal(batch, processes.share(batch), block=1, rank=processes.rank, ranks=processes.count)
+        loader = Loader(self._reader, _stack, deal, workers)
+        for pictures, _ in loader.steps(Position(first_step * deal.blocks, self.order_id)):
+            yield _to_tensor(pictures[0])
+
+    def held_out_batches(self) -> Iterator[Tensor]:
+        """The pictures held out, as :func:`pictures_at`."""
+        return pictures_at(self.folder, self.places, self.size)
+
+    @functools.cached_property
+    def _reader(self) -> Callable[[], BlockReader[np.ndarray]]:
+        # A stream that is longer than all that is held out has something left to deliver.
+        streams = max(1, min(STREAMS, self.folder.index.samples // (self.held_out + 1)))
+        options = StreamOptions(seed=self.seed, block=1, streams=streams)
+        sidecars = {shard: _sidecar(self.folder, shard) for shard in dict.fromkeys(shard for shard, _ in self.places)}
+        keys = frozenset(sidecars[shard].samples[sample][0] for shard, sample in self.places)
+        decode = functools.partial(_decode, size=self.size)
+        return functools.partial(BlockReader[np.ndarray], [Source(self.folder)], decode, options, keys)
+
+
+def _open(folder: ShardFolder, shard: int) -> tuple[ShardFile, Sidecar]:
+    sidecar = _sidecar(folder, shard)
+    try:
+        return folder.open_shard(shard), sidecar
+    except Unreadable as error:
+        raise _unusable(folder, shard, error) from None
+
+
+def _sidecar(folder: ShardFolder, shard: int) -> Sidecar:
+    try:
+        return folder.sidecar(shard)
+    except Unreadable as error:
+        raise _unusable(folder, shard, error) from None
+
+
+def _unusable(folder: ShardFolder, shard: int, error: Unreadable) -> UserError:
+    return UserError(f"{folder.location}, shard {folder.index.shards[shard].name}: {error}")
+
+
+def _raw(folder: ShardFolder, shard: int, file: ShardFile, sidecar: Sidecar, sample: int) -> RawSample:
+    key, extents = sidecar.samples[sample]
+    return RawSample(Origin(folder.location, folder.index.shards[shard].name, key, 0), file, extents)
+
+
+def _decode(raw: RawSample, size: int) -> np.ndarray:
+    """uint8 [size, size, 3] of a sample; its captions are not looked at."""
+    return decode_pixels(raw.read(picture_extension(list(raw.extents))), size)
+
+
+def _stack(blocks: list[Block[np.ndarray]]) -> np.ndarray:
+    return np.stack([sample.value for block in blocks for sample in block.samples])
+
+
+def _to_tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [-1, 1], as the data's tokenisation does it."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
