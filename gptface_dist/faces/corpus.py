@@ -1,0 +1,254 @@
+"""Captioned rendered faces as picture shards: members and meaning of every sample, and the making of a folder of them.
+
+Sample ``number`` is a function of (generator, seed, number, size, format) alone; which shard it lies in, how many others
+there are and how many processes drew them changes none of its bytes. (Across machines the last bit of a sum may differ
+with the processor and the version of numpy, and a pixel with it.) Its members, under the key ``f"{number:09d}"``:
+
+- the picture, ``png`` by default: lossless, so that editing can keep pixels exactly;
+- ``txt``: one caption;
+- ``json``: all ``captions`` (the first one is that of ``txt``), ``attributes``, ``expression``, ``pose`` in degrees,
+  ``landmarks`` (name -> [x, y, seen], in pixels), ``seed``, ``number``, ``size``, ``generator``;
+- ``mask.png``: the parsing mask, eight-bit numbers of the classes listed in the index's ``meta.labels``.
+"""
+
+import errno
+import fcntl
+import functools
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gptface_dist.data.pool import ordered
+from gptface_dist.data.shards import INDEX_NAME, ShardWriter, Sidecar, sidecar_path, write_index
+from gptface_dist.errors import UserError
+from gptface_dist.faces.attributes import CAPTION_STREAM, draw_attributes, stream
+from gptface_dist.faces.captions import captions
+from gptface_dist.faces.facts import hidden
+from gptface_dist.faces.head_model import load_head
+from gptface_dist.faces.materials import LABELS
+from gptface_dist.faces.render import LARGEST, SMALLEST, Renderer
+from gptface_dist.files import write_atomically
+
+GENERATOR = "gptface-faces-1"
+"""Changes whenever the same (seed, number) would give other members: attributes, captions, pictures."""
+RECIPE_NAME = "render.json"
+CAPTIONS = 5
+FORMATS: dict[str, tuple[str, dict[str, int]]] = {
+    "png": ("PNG", {}),
+    "jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    "webp": ("WEBP", {"quality": 95}),
+}
+"""Extension -> Pillow's name of the format and its settings."""
+
+_CHUNK = 16
+_LARGEST_COUNT = 10**9
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all shards of one folder share; ``render.json`` holds it, and no run with another one may add to the folder."""
+
+    seed: int
+    """The collection; another seed gives other faces."""
+    size: int
+    """Pixels of a side."""
+    format: str = "png"
+    """One of FORMATS."""
+    shard_size: int = 1000
+    """Samples of every shard but the last."""
+    generator: str = GENERATOR
+    """What made the samples of a (seed, number)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 64:
+            raise UserError(f"the seed must be within 0 and 2**64 - 1, not {self.seed}")
+        if not SMALLEST <= self.size <= LARGEST:
+            raise UserError(f"faces are drawn {SMALLEST} to {LARGEST} pixels wide, not {self.size}")
+        if self.format not in FORMATS:
+            raise UserError(f"no picture format {self.format!r}: use {', '.join(FORMATS)}")
+        if self.shard_size < 1:
+            raise UserError(f"a shard must hold at least 1 face, not {self.shard_size}")
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    recipe: Recipe
+    numbers: range
+
+
+class Rendering:
+    """A folder of rendered faces in the making. All that can be refused is refused when it is constructed.
+
+    ``00000.tar`` holds the samples 0 to ``shard_size - 1``, and so on. Finished shards are kept by a later run, which draws
+    what is missing; a last shard that is not full is drawn again when ``count`` grows. ``index.json`` is written last: where
+    it is missing beside ``render.json``, a run was interrupted.
+
+    Args:
+        out: the folder; it may hold shards of the same recipe.
+        count: samples that it shall hold in all.
+        recipe: what to draw.
+        workers: spawned processes that draw (1: this one). Each should compute with one thread: set OMP_NUM_THREADS=1.
+    """
+
+    def __init__(self, out: Path, count: int, recipe: Recipe, workers: int = 1):
+        if not 1 <= count <= _LARGEST_COUNT:
+            raise UserError(f"the count of faces must be within 1 and {_LARGEST_COUNT}, not {count}")
+        if workers < 1:
+            raise UserError(f"at least 1 worker process is needed, not {workers}")
+        self._out, self._recipe, self._workers = out, recipe, workers
+        self.count = count
+        """Samples that the folder shall hold."""
+        self._shards = {
+            out / f"{shard:05d}.tar": range(start, min(start + recipe.shard_size, count))
+            for shard, start in enumerate(range(0, count, recipe.shard_size))
+        }
+        try:
+            self._refuse_other_content()
+            self._missing = {path: numbers for path, numbers in self._shards.items() if not _holds(path, numbers)}
+        except OSError as error:
+            raise _unusable(out, error) from None
+        self.kept = count - sum(len(numbers) for numbers in self._missing.values())
+        """Samples that are there already."""
+        if self._missing:
+            # Where its data is not installed, this says so before a folder is made; and it is built once, not by each worker.
+            load_head()
+
+    def run(self) -> Iterator[int]:
+        """Draw what is missing, then write the index. Yields the number of samples after every few of them."""
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+            with _locked(self._out):
+                yield from self._draw()
+        except OSError as error:
+            raise _unusable(self._out, error) from None
+
+    def _draw(self) -> Iterator[int]:
+        recipe_path = self._out / RECIPE_NAME
+        if not recipe_path.exists():
+            write_atomically(recipe_path, json.dumps(asdict(self._recipe), indent=1) + "\n")
+        for left in self._out.glob(".*.tmp"):
+            # Of a run that was killed: nobody else writes here now.
+            left.unlink()
+        if self._missing:
+            # It describes the shards as they were before.
+            (self._out / INDEX_NAME).unlink(missing_ok=True)
+        chunks = [
+            _Chunk(self._recipe, numbers[start : start + _CHUNK])
+            for numbers in self._missing.values()
+            for start in range(0, len(numbers), _CHUNK)
+        ]
+        drawn = ordered(_draw_chunk, chunks, self._workers)
+        for path, numbers in self._missing.items():
+            with ShardWriter(path) as shard:
+                for _ in range(0, len(numbers), _CHUNK):
+                    found = next(drawn)
+                    for key, members in found:
+                        shard.write(key, members)
+                    yield len(found)
+        meta = {**asdict(self._recipe), "labels": list(LABELS)}
+        write_index(self._out, "pictures", meta, self._shards)
+
+    def _refuse_other_content(self) -> None:
+        """:class:`UserError` where the folder holds what this run would mix with other faces, or remove."""
+        out = self._out
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out} is a file: give a folder")
+        found = sorted(out.glob("*.tar"))
+        recipe_path = out / RECIPE_NAME
+        if recipe_path.exists():
+            try:
+                made = Recipe(**json.loads(recipe_path.read_bytes()))
+            except (ValueError, TypeError):
+                raise UserError(f"{recipe_path} cannot be read as a rendering's parameters: give another folder") from None
+            theirs, ours = asdict(made), asdict(self._recipe)
+            differences = ", ".join(f"{name} {theirs[name]} (now {ours[name]})" for name in ours if theirs[name] != ours[name])
+            if differences:
+                raise UserError(f"{out} holds faces rendered with {differences}: give another folder, or the same parameters")
+        elif found or (out / INDEX_NAME).exists():
+            raise UserError(f"{out} holds shards that `gptface faces render` did not make: give another folder")
+        for path in found:
+            numbers = self._shards.get(path)
+            if numbers is None or _samples(path) > len(numbers):
+                raise UserError(
+                    f"{path} holds faces beyond --count {self.count}, and none are removed: give a larger count or folder"
+                )
+
+
+def sample(renderer: Renderer, recipe: Recipe, number: int) -> tuple[str, dict[str, bytes]]:
+    """Key and members of one sample."""
+    face = draw_attributes(recipe.seed, number)
+    picture = renderer.draw(face, recipe.size)
+    said = captions(face, stream(recipe.seed, number, CAPTION_STREAM), CAPTIONS, hidden(picture.labels))
+    described = {
+        "captions": said,
+        "attributes": face.to_json(),
+        "expression": face.expression,
+        "pose": {"yaw": face.yaw, "pitch": face.pitch, "roll": face.roll},
+        "landmarks": picture.landmarks,
+        "seed": recipe.seed,
+        "number": number,
+        "size": recipe.size,
+        "generator": recipe.generator,
+    }
+    return f"{number:09d}", {
+        recipe.format: _encoded(picture.pixels, recipe.format),
+        "txt": said[0].encode(),
+        "json": json.dumps(described, separators=(",", ":")).encode(),
+        "mask.png": _encoded(picture.labels, "png"),
+    }
+
+
+def _encoded(pixels: np.ndarray, extension: str) -> bytes:
+    name, settings = FORMATS[extension]
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, name, **settings)
+    return buffer.getvalue()
+
+
+def _draw_chunk(chunk: _Chunk) -> list[tuple[str, dict[str, bytes]]]:
+    return [sample(_renderer(), chunk.recipe, number) for number in chunk.numbers]
+
+
+@functools.cache
+def _renderer() -> Renderer:
+    """One in each process."""
+    return Renderer()
+
+
+def _holds(path: Path, numbers: range) -> bool:
+    """Whether a shard is finished and holds these samples."""
+    return _samples(path) == len(numbers)
+
+
+def _samples(path: Path) -> int:
+    """Number of samples in a finished shard, judged by its sidecar; 0 where there is none or the shard is not whole."""
+    try:
+        sidecar = Sidecar.from_json(sidecar_path(path).read_bytes(), str(path))
+        return len(sidecar.samples) if path.stat().st_size == sidecar.size else 0
+    except (OSError, UserError):
+        return 0
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Nobody else renders into the folder meanwhile; the lock goes with the process, however that ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"another run renders into {folder} now: wait for it, or give another folder") from None
+    finally:
+        os.close(handle)
+
+
+def _unusable(folder: Path, error: OSError) -> UserError:
+    advice = "free some space and run again: finished shards are kept" if error.errno == errno.ENOSPC else "give another folder"
+    return UserError(f"cannot write to {folder}: {error.strerror}: {advice}")
