@@ -7,7 +7,7 @@ from diffusers import VQModel
 
 
 def small_model(codes: int = 16, seed: int = 0, **config: Any) -> VQModel:
-    """A ``VQModel`` of two levels (factor 2) whose codebook is as wide as its latents, so that many codes are used."""
+    """A ``VQModel`` of two levels (factor 2) whose codes are about as far apart as its latents, so that many are used."""
     options: dict[str, Any] = {
         "block_out_channels": (8, 8),
         "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -21,5 +21,5 @@ def small_model(codes: int = 16, seed: int = 0, **config: Any) -> VQModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = VQModel(**{**options, **config}).eval()
-        torch.nn.init.normal_(model.quantize.embedding.weight)
+        torch.nn.init.normal_(model.quantize.embedding.weight, std=0.3)
     return model

@@ -108,6 +108,8 @@ class ImageTokenizer:
             raise ValueError(f"codes must be integers [B, h, w], not {codes.dtype} {tuple(codes.shape)}")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codes:
             raise ValueError(f"codes must be within 0 and {self.codes - 1}, not {int(codes.min())} to {int(codes.max())}")
+        if not len(codes):  # diffusers' attention cannot shape an empty batch
+            return torch.zeros(0, 3, *(side * self.factor for side in codes.shape[1:]), device=self.device)
         vectors = self._model.quantize.embedding(codes.long().to(self.device))
         return decode_vectors(self._model, vectors.permute(0, 3, 1, 2).contiguous()).clamp(-1, 1)
 
