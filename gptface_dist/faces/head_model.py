@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +103,7 @@ def load_head() -> HeadModel:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return _from_arrays(dict(stored))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise UserError(f"{path} is not a head model ({error}): delete it, it is rebuilt") from None
 
 

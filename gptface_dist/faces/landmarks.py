@@ -33,10 +33,10 @@ PAIRED_PLACES = {
     "nose_wing": (0.19, 6.87, 1.44),
     "mouth_corner": (0.25, 6.613, 1.40),
     "cheek": (0.52, 6.90, 1.25),
-    "jaw_upper": (0.75, 6.85, 0.72),
-    "jaw_angle": (0.66, 6.50, 0.75),
-    "jaw_middle": (0.45, 6.28, 1.10),
-    "temple": (0.76, 7.45, 0.95),
+    "jaw_upper": (0.68, 6.85, 0.85),
+    "jaw_angle": (0.54, 6.54, 0.95),
+    "jaw_middle": (0.36, 6.31, 1.12),
+    "temple": (0.66, 7.45, 1.0),
 }
 # The eyes' centres turn with no vertex: they are the joints of the balls.
 EYE_JOINTS = {"left_eye": "l-eye", "right_eye": "r-eye"}

@@ -34,7 +34,7 @@ from gptface_dist.faces.shape import morph
 from gptface_dist.faces.wardrobe import Wardrobe, above_hairline
 
 SMALLEST, LARGEST = 32, 512
-# A point counts as seen if nothing lies more than this (in units of nearness) before it.
+# A point counts as seen if nothing lies more than this (in units of nearness) before it: a tenth of a decimetre.
 SEEN_SLACK = 0.006
 FACE_LABELS = tuple(
     LABEL[n] for n in LABELS if n not in ("background", "glasses", "earring", "cloth", "hair", "hat", "face_mask")
@@ -207,13 +207,18 @@ class Renderer:
             places[name] = self.model.joint(points, joint) + radius
             rest[name] = self.model.joint(self.model.rest, joint) + radius
         flat, depth = pose.project(pose.place(np.stack(list(places.values())), np.stack(list(rest.values()))), size)
+        grid = (size * finer, size * finer)
+        shows_face, nearness = np.isin(labels, FACE_LABELS).reshape(grid), nearness.reshape(grid)
         result = {}
         for name, (x, y), near in zip(places, flat, depth, strict=True):
-            column, row = int(x * finer), int(y * finer)
-            inside = 0 <= x < size and 0 <= y < size
-            spot = row * size * finer + column
-            seen = inside and labels[spot] in FACE_LABELS and nearness[spot] - near < SEEN_SLACK
-            result[name] = (round(float(x), 3), round(float(y), 3), bool(seen))
+            seen = False
+            if 0 <= x < size and 0 <= y < size:
+                column, row = int(x * finer), int(y * finer)
+                covered = nearness[row, column] - near > SEEN_SLACK
+                # Points on the outline may fall just beside it.
+                around = np.s_[max(row - finer, 0) : row + finer + 1, max(column - finer, 0) : column + finer + 1]
+                seen = not covered and bool((shows_face[around] & (np.abs(nearness[around] - near) < 2 * SEEN_SLACK)).any())
+            result[name] = (round(float(x), 3), round(float(y), 3), seen)
         return result
 
 
