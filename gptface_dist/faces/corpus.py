@@ -17,8 +17,9 @@ import functools
 import io
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,6 +49,7 @@ FORMATS: dict[str, tuple[str, dict[str, int]]] = {
 """Extension -> Pillow's name of the format and its settings."""
 
 _CHUNK = 16
+_SHARD_NAME = re.compile(r"\d{5,}\.tar")
 _LARGEST_COUNT = 10**9
 
 
@@ -121,39 +123,43 @@ class Rendering:
             load_head()
 
     def run(self) -> Iterator[int]:
-        """Draw what is missing, then write the index. Yields the number of samples after every few of them."""
+        """Draw what is missing, then write the index. Yields, every few samples, how many more there are."""
         try:
             self._out.mkdir(parents=True, exist_ok=True)
-            with _locked(self._out):
+            with _lock(self._out) as locked:
+                if locked:
+                    for left in self._out.glob(".*.tmp"):
+                        # Of a run that was killed: nobody else writes here now.
+                        left.unlink()
                 yield from self._draw()
         except OSError as error:
             raise _unusable(self._out, error) from None
 
     def _draw(self) -> Iterator[int]:
-        recipe_path = self._out / RECIPE_NAME
+        recipe_path, index_path = self._out / RECIPE_NAME, self._out / INDEX_NAME
         if not recipe_path.exists():
             write_atomically(recipe_path, json.dumps(asdict(self._recipe), indent=1) + "\n")
-        for left in self._out.glob(".*.tmp"):
-            # Of a run that was killed: nobody else writes here now.
-            left.unlink()
         if self._missing:
             # It describes the shards as they were before.
-            (self._out / INDEX_NAME).unlink(missing_ok=True)
+            index_path.unlink(missing_ok=True)
         chunks = [
             _Chunk(self._recipe, numbers[start : start + _CHUNK])
             for numbers in self._missing.values()
             for start in range(0, len(numbers), _CHUNK)
         ]
         drawn = ordered(_draw_chunk, chunks, self._workers)
-        for path, numbers in self._missing.items():
-            with ShardWriter(path) as shard:
-                for _ in range(0, len(numbers), _CHUNK):
-                    found = next(drawn)
-                    for key, members in found:
-                        shard.write(key, members)
-                    yield len(found)
-        meta = {**asdict(self._recipe), "labels": list(LABELS)}
-        write_index(self._out, "pictures", meta, self._shards)
+        assert isinstance(drawn, Generator)
+        with closing(drawn):
+            for path, numbers in self._missing.items():
+                with ShardWriter(path) as shard:
+                    for _ in range(0, len(numbers), _CHUNK):
+                        found = next(drawn)
+                        for key, members in found:
+                            shard.write(key, members)
+                        yield len(found)
+        if not index_path.exists():
+            meta = {**asdict(self._recipe), "labels": list(LABELS)}
+            write_index(self._out, "pictures", meta, self._shards)
 
     def _refuse_other_content(self) -> None:
         """:class:`UserError` where the folder holds what this run would mix with other faces, or remove."""
@@ -174,6 +180,8 @@ class Rendering:
         elif found or (out / INDEX_NAME).exists():
             raise UserError(f"{out} holds shards that `gptface faces render` did not make: give another folder")
         for path in found:
+            if not _SHARD_NAME.fullmatch(path.name):
+                raise UserError(f"{path} was not made by `gptface faces render`: remove it, or give another folder")
             numbers = self._shards.get(path)
             if numbers is None or _samples(path) > len(numbers):
                 raise UserError(
@@ -237,14 +245,21 @@ def _samples(path: Path) -> int:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Nobody else renders into the folder meanwhile; the lock goes with the process, however that ends."""
+def _lock(folder: Path) -> Iterator[bool]:
+    """Keep others from rendering into the folder meanwhile; False where the file system knows no locks.
+
+    The lock goes with the process, however that ends.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"another run renders into {folder} now: wait for it, or give another folder") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            raise UserError(f"another run renders into {folder} now: wait for it, or give another folder") from None
+        except OSError:
+            locked = False
+        yield locked
     finally:
         os.close(handle)
 

@@ -56,7 +56,7 @@ def contact_sheet(location: Path, options: SheetOptions) -> Image.Image:
 
     Shards need no index, only the layout of webdataset (``key.jpg|jpeg|png|webp``, ``key.txt``, and for the extras
     ``key.mask.png`` and ``key.json`` with ``landmarks``: name -> [x, y, seen]). :class:`UserError` where there are none,
-    where a picture cannot be read, and where an extra is asked for that a sample lacks.
+    where a picture cannot be read, and where an extra is asked for that a sample lacks. Damage of a tar is passed over.
     """
     font = ImageFont.load_default(FONT_SIZE)
     cells = [_cell(sample, options, font) for sample in _first(location, options.count)]
@@ -154,7 +154,7 @@ def _labels(sample: Sample, pixels: np.ndarray) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(sample.members[_MASK].data)) as opened:
             labels = np.asarray(opened)
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"sample {sample.key}: unreadable .{_MASK}: {error}") from None
     if labels.shape != pixels.shape[:2] or labels.dtype != np.uint8:
         raise UserError(f"sample {sample.key}: its .{_MASK} is no eight-bit picture of {pixels.shape[1]}x{pixels.shape[0]}")

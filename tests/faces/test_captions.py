@@ -113,7 +113,7 @@ RULES: dict[str, Claim] = {
     r"\bdisgusted\b": looks("disgusted"),
     r"\b(scared|frightened)\b": looks("afraid"),
     r"\b(dark )?sunglasses\b": lambda f: f.glasses == "sunglasses",
-    r"\bglasses\b": lambda f: f.glasses in ("round", "square"),
+    r"\b(eye)?glasses\b": lambda f: f.glasses in ("round", "square"),
     r"\bround\b": lambda f: f.glasses == "round",
     r"\bsquare\b": lambda f: f.glasses == "square",
     r"(?<!knit )\bcap\b": lambda f: f.hat == "cap",
