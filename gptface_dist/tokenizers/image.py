@@ -40,10 +40,12 @@ class ImageTokenizer:
         """Read a folder that diffusers saved as a ``VQModel``; :class:`UserError` where it holds none, or not all of one."""
         read_config(folder)
         try:
-            # Without low_cpu_mem_usage diffusers neither needs accelerate nor warns that it is missing.
-            model, info = VQModel.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
-            )
+            # Without low_cpu_mem_usage diffusers neither needs accelerate nor warns that it is missing; it draws weights
+            # before it reads them, and the caller's random numbers are to stay as they were.
+            with torch.random.fork_rng(devices=[]):
+                model, info = VQModel.from_pretrained(
+                    folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+                )
         except Exception as error:  # a broken file, a foreign configuration and wrong shapes raise many kinds
             raise UserError(f"{folder} cannot be read as a VQModel: {' '.join(str(error).split())}") from None
         if lost := [*info["missing_keys"], *info["unexpected_keys"]]:

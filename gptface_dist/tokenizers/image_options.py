@@ -146,10 +146,12 @@ PRESETS = {
     # For a laptop: 64 codes a picture, minutes of training on two cores.
     "tiny": ImagePreset(
         ImageArchitecture(
-            size=64, channels=(32, 64, 64, 128), layers=1, codes=512, code_channels=32, latent_channels=64, attention=False
+            size=64, channels=(16, 32, 64, 128), layers=1, codes=512, code_channels=8, latent_channels=64, attention=False,
+            norm_groups=4,
         ),
         ImageTrainingOptions(
-            steps=600, batch=16, learning_rate=2e-3, warmup=50, beta1=0.9, beta2=0.95, l1=1.0, l2=1.0, laplacian=0.1
+            steps=1000, batch=8, learning_rate=1.5e-3, warmup=50, beta1=0.9, beta2=0.95, l1=1.0, l2=1.0, laplacian=0.1,
+            revive_every=20, revive_after=30, log_every=50, checkpoint_every=200,
         ),
     ),
     # 256 codes a picture of 128 pixels; one GPU.

@@ -171,11 +171,14 @@ def _save_checkpoint(folder: Path, run: ImageRun, state: ImageTrainingState, win
     if state.processes.rank == 0:
         raw = {"format": CHECKPOINT_FORMAT, "run": run.described(), "state": state.state(), "window": gathered}
         temporary = folder / f".{CHECKPOINT_NAME}.tmp"
-        with temporary.open("wb") as file:
-            torch.save(raw, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / CHECKPOINT_NAME)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(raw, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(folder / CHECKPOINT_NAME)
+        finally:
+            temporary.unlink(missing_ok=True)
     state.processes.wait()
 
 
