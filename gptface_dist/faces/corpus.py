@@ -127,13 +127,20 @@ class Rendering:
         try:
             self._out.mkdir(parents=True, exist_ok=True)
             with _lock(self._out) as locked:
-                if locked:
-                    for left in self._out.glob(".*.tmp"):
-                        # Of a run that was killed: nobody else writes here now.
-                        left.unlink()
-                yield from self._draw()
+                try:
+                    # Of a run that was killed.
+                    self._remove_leftovers(locked)
+                    yield from self._draw()
+                finally:
+                    # On a full disk a file cannot even be closed properly, and stays.
+                    self._remove_leftovers(locked)
         except OSError as error:
             raise _unusable(self._out, error) from None
+
+    def _remove_leftovers(self, locked: bool) -> None:
+        """Remove temporary files; not without a lock, for they may be those of another run."""
+        for left in self._out.glob(".*.tmp") if locked else ():
+            left.unlink()
 
     def _draw(self) -> Iterator[int]:
         recipe_path, index_path = self._out / RECIPE_NAME, self._out / INDEX_NAME
