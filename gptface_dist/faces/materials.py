@@ -125,7 +125,7 @@ def beard_cover(rest: Floats, masks: Floats, face: Attributes, shades: Shades) -
     ring = smoothstep(x, 0.38, 0.31) * smoothstep(x, 0.2, 0.27) * smoothstep(y, 6.78, 6.70) * smoothstep(z, 1.1, 1.2)
     # The cheek line falls from the sideburn to the corner of the mouth; the lower line follows the jaw, not the throat.
     cheek_line = np.interp(x, [0.0, 0.2, 0.34, 0.5, 0.66, 0.8], [6.5, 6.5, 6.72, 6.80, 6.98, 7.15]).astype(np.float32)
-    jaw = smoothstep(cheek_line - y, -0.03, 0.07) * smoothstep(y + 0.12 * z, 6.22, 6.32) * smoothstep(z, 0.50, 0.62)
+    jaw = smoothstep(cheek_line - y, -0.03, 0.07) * smoothstep(y + 0.5 * z, 6.74, 6.84) * smoothstep(z, 0.50, 0.62)
     if face.beard == "moustache":
         cover = moustache
     elif face.beard == "goatee":

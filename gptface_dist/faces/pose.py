@@ -47,11 +47,11 @@ class Pose:
         eyes = (model.joint(points, "l-eye") + model.joint(points, "r-eye")) / 2
         height = float(model.joint(points, "head-2")[1] - model.joint(points, "jaw")[1])
         # Aim a little below the eyes, midway between where the turned face went and where it would be unturned.
-        aim = np.array([0, eyes[1] - 0.06 * height, 0.6 * eyes[2]], np.float32)
+        aim = np.array([0, eyes[1] - 0.09 * height, 0.6 * eyes[2]], np.float32)
         turned = (aim - pivot) @ head.T + pivot
         centre = (0.65 * turned + 0.35 * aim).astype(np.float32)
         centre[:2] += random.uniform(-0.05, 0.05, 2).astype(np.float32) * height
-        return cls(head, shoulders, pivot, centre, float(0.69 * random.uniform(0.93, 1.06)) / height)
+        return cls(head, shoulders, pivot, centre, float(0.665 * random.uniform(0.93, 1.06)) / height)
 
     def place(self, points: Floats, rest: Floats) -> Floats:
         """Turn points (n, 3); how far each follows the head is told by its rest place."""

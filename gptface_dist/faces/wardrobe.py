@@ -180,9 +180,9 @@ def _upper_hull(x: Floats, y: Floats) -> Floats:
 
 
 def _brim(radius: Floats, surface: Floats, allowed: NDArray[np.bool_]) -> Sheet:
-    forward, degrees = np.meshgrid(np.linspace(0, 1, 8), np.linspace(-58, 58, 25), indexing="ij")
-    side = np.abs(degrees) / 58
-    heights = 7.97 - 0.10 * side**2 - 0.15 * forward * (1 + 0.9 * side**2)
+    forward, degrees = np.meshgrid(np.linspace(0, 1, 8), np.linspace(-52, 52, 25), indexing="ij")
+    side = np.abs(degrees) / 52
+    heights = 7.97 - 0.10 * side**2 - 0.24 * forward * (1 + 0.6 * side**2)
     # It begins a little inside the cap.
     reach = _look_up(radius, degrees, np.full_like(degrees, 7.93)) + 0.04
-    return _sheet(_points(degrees, heights, reach + 0.76 * forward * np.cos(side * 1.45)), heights.shape, surface, allowed)
+    return _sheet(_points(degrees, heights, reach + 0.8 * forward * np.sqrt(1.02 - side**2)), heights.shape, surface, allowed)
