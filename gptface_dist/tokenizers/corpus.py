@@ -98,10 +98,10 @@ class TrainingPictures:
 
     def __post_init__(self) -> None:
         total = self.folder.index.samples
-        if not 0 < self.held_out < total:
+        if not 0 < self.held_out <= (total - 1) // 2:
             raise UserError(
                 f"{self.folder.location} holds {total} pictures, {self.held_out} cannot be held out: "
-                f"set held_out to at least 1 and at most {max(1, total - 1)}"
+                "hold out at least one and less than half of them"
             )
 
     @functools.cached_property
@@ -132,8 +132,9 @@ class TrainingPictures:
 
     @functools.cached_property
     def _reader(self) -> Callable[[], BlockReader[np.ndarray]]:
-        # A stream that is longer than all that is held out has something left to deliver.
-        streams = max(1, min(STREAMS, self.folder.index.samples // (self.held_out + 1)))
+        # The reader looks for a stand-in as far as a stream is long, into the stream's next epoch with its new order: one
+        # that is more than twice as long as all that is held out finds one.
+        streams = min(STREAMS, self.folder.index.samples // (2 * self.held_out + 1))
         options = StreamOptions(seed=self.seed, block=1, streams=streams)
         sidecars = {shard: _sidecar(self.folder, shard) for shard in dict.fromkeys(shard for shard, _ in self.places)}
         keys = frozenset(sidecars[shard].samples[sample][0] for shard, sample in self.places)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -15,6 +15,7 @@ from gptface_dist.tokenizers.codebook import choose_rows, hash_seed, histogram, 
 SMALL = st.integers(-3, 3).map(float)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_the_nearest_code_is_nearest(data: st.DataObject) -> None:
     width = data.draw(st.integers(1, 4))
@@ -93,6 +94,7 @@ def test_use_of_the_codebook_by_hand() -> None:
     assert perplexity(torch.tensor([2, 1, 1])) == pytest.approx(math.exp(-sum(p * math.log(p) for p in frequencies)))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(0, 200), st.integers(0, 1 << 40), st.integers(0, 1 << 30))
 def test_chosen_rows(total: int, count: int, seed: int, step: int) -> None:
     rows = choose_rows(total, count, seed, step)

@@ -216,15 +216,16 @@ def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    """Better than the best picture of one colour each, by far."""
     options = replace(
-        OPTIONS, steps=150, batch=8, learning_rate=4e-3, adversarial=0.0, l2=1.0, revive_every=10, revive_after=20
+        OPTIONS, steps=120, batch=8, learning_rate=4e-3, adversarial=0.0, l2=1.0, revive_every=10, revive_after=20
     )
-    summary = train(tmp_path, replace(RUN, training=options))
+    architecture = replace(SMALL, channels=(16, 16))
+    summary = train(tmp_path, replace(RUN, architecture=architecture, training=options))
     pictures = torch.cat(held_out())
-    flat = (pictures - pictures.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
-    baseline = float((10 * torch.log10(4 / flat)).mean())
-    assert summary["held_out"]["psnr"] > baseline + 1
+    # What one code for all pictures could do at best: their mean.
+    mean = (pictures - pictures.mean((0, 2, 3), keepdim=True)).square().mean((1, 2, 3))
+    baseline = float((10 * torch.log10(4 / mean)).mean())
+    assert summary["held_out"]["psnr"] > baseline + 3
     assert summary["held_out"]["codes_used"] > 0.5
 
 

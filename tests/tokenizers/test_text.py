@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptface_dist.errors import UserError
@@ -29,6 +29,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     return train_text_tokenizer(captions(), tmp_path_factory.mktemp("text") / "text.model", TextOptions(size=300))
 
 
+@settings(deadline=None)
 @given(ANY)
 @example("<0x41>")
 @example("<unk> <s> </s>")
@@ -43,6 +44,7 @@ def test_any_text_comes_back_normalised(tokenizer: TextTokenizer, text: str) -> 
     assert tokenizer.decode(ids) == normalise(text)
 
 
+@settings(deadline=None)
 @given(ANY)
 def test_normalising_twice_is_normalising_once(text: str) -> None:
     once = normalise(text)
@@ -66,6 +68,7 @@ def test_normalisation_by_hand(text: str, expected: str) -> None:
     assert normalise(text) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 299), max_size=20))
 def test_any_ids_have_a_text(tokenizer: TextTokenizer, ids: list[int]) -> None:
     tokenizer.decode(ids).encode("utf-8")

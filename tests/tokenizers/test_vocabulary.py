@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptface_dist.errors import UserError
@@ -31,6 +31,7 @@ def test_ids_by_hand() -> None:
     assert TINY.image_offset == 5
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1 << 20), st.integers(1, 1 << 16))
 def test_every_id_has_one_meaning(text_size: int, image_codes: int) -> None:
     vocabulary = replace(TINY, text_size=text_size, image_codes=image_codes)
