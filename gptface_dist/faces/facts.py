@@ -2,7 +2,7 @@
 
 A thing that another one hides is never a fact: beard, lipstick, freckles and expression under a face mask, the eyes and
 brows behind sunglasses, the colour of closed eyes, hair (or its absence) under a hat, ears behind hanging hair. The shape
-of the head is never put into words. Hair that hangs out under a cap is seen; a beanie's wearer is said to have none.
+of the head is never put into words. Hair that hangs out under a cap is seen; of hair under a beanie nothing is said.
 
 Left and right are those of the picture, as in captions written by people who look at it: a face with negative yaw is
 turned towards the left edge, and "looks to the left". Between looking ahead and looking aside nothing is said.

@@ -30,6 +30,7 @@ from gptface_dist.faces.attributes import (
 from gptface_dist.faces.captions import captions
 from gptface_dist.faces.facts import hidden
 from gptface_dist.faces.materials import LABEL
+from gptface_dist.faces.render import Renderer
 
 FACES = 2000
 
@@ -202,6 +203,32 @@ def test_the_judge_finds_what_is_false(described: list[tuple[Attributes, list[st
     for rule, claim in RULES.items():
         assert used[rule] > 0, f"no caption makes the claim {rule}"
         assert not all(claim(face) for face, _ in described), f"{rule} is true of everybody"
+
+
+def test_what_a_caption_names_is_in_the_picture() -> None:
+    """The parsing mask of the rendered face shows some of everything that its captions name."""
+    shown_by = {
+        r"\b(sun|eye)?glasses\b": ("glasses",),
+        r"\b(cap|beanie|hat|headband)\b": ("hat",),
+        r"\bmask\b": ("face_mask",),
+        r"\bearrings\b": ("earring",),
+        r"\b(hair|afro|buzz cut|bun)\b": ("hair",),
+        r"\beyebrows\b": ("left_brow", "right_brow"),
+        r"\blipstick\b": ("upper_lip", "lower_lip"),
+        rf"\b({'|'.join(EYE_COLORS)}|grey) eyes\b": ("left_eye", "right_eye"),
+        r"\b(t-shirt|shirt|v-neck|turtleneck|top)\b": ("cloth",),
+    }
+    renderer = Renderer()
+    named = Counter[str]()
+    for number in range(40):
+        face = draw_attributes(18, number)
+        labels = renderer.draw(face, 64).labels
+        text = " ".join(captions(face, stream(18, number, CAPTION_STREAM), 30, hidden(labels)))
+        for words, classes in shown_by.items():
+            if re.search(words, text):
+                named[words] += 1
+                assert any((labels == LABEL[name]).any() for name in classes), (words, face)
+    assert set(named) == set(shown_by)
 
 
 def test_captions_of_one_face_differ_and_depend_on_their_stream_alone(described: list[tuple[Attributes, list[str]]]) -> None:
