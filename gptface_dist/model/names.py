@@ -29,14 +29,22 @@ class Cut:
     """Equal parts that are divided one by one and joined again: 2 for the fused gate and value of swiglu."""
 
     def shard(self, whole: Tensor, rank: int, size: int) -> Tensor:
-        """The shard of one rank, [.., n / size, ..] along the axis."""
-        pieces = [part.chunk(size, self.axis)[rank] for part in whole.chunk(self.parts, self.axis)]
-        return torch.cat(pieces, self.axis).contiguous()
+        """The shard of one rank, [.., ceil(n / size), ..] along the axis; rows beyond the whole (words only) are zero."""
+        pieces = []
+        for part in whole.chunk(self.parts, self.axis):
+            each = -(-part.shape[self.axis] // size)
+            start = min(rank * each, part.shape[self.axis])
+            piece = part.narrow(self.axis, start, min(each, part.shape[self.axis] - start))
+            missing = list(piece.shape)
+            missing[self.axis] = each - missing[self.axis]
+            pieces.append(torch.cat([piece, piece.new_zeros(missing)], self.axis))
+        return torch.cat(pieces, self.axis)
 
-    def join(self, shards: list[Tensor]) -> Tensor:
-        """The whole of all ranks' shards, in rank order."""
+    def join(self, shards: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+        """The whole, of ``shape``, of all ranks' shards in rank order."""
         pieces = [shard.chunk(self.parts, self.axis) for shard in shards]
-        return torch.cat([piece[part] for part in range(self.parts) for piece in pieces], self.axis)
+        whole = torch.cat([piece[part] for part in range(self.parts) for piece in pieces], self.axis)
+        return whole.narrow(self.axis, 0, shape[self.axis])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""The three places where DeepSpeed's ZeRO is silently wrong under a pipeline, each mended in a few lines.
+
+Checked with the DeepSpeed versions of :data:`CHECKED`; others are refused, since a bridge over internals that moved would
+fail as silently as none. Each bridge has a test that fails when it is taken out.
+"""
+
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
+
+from gptface_dist.errors import UserError
+
+CHECKED = ("0.19.8",)
+
+
+def check_version() -> None:
+    """Refuse a DeepSpeed whose internals were not looked at."""
+    if deepspeed.__version__ not in CHECKED:
+        raise UserError(
+            f"deepspeed {deepspeed.__version__} is not one of those the bridges were checked with: {', '.join(CHECKED)}"
+        )
+
+
+def scope_trace_check(group: dist.ProcessGroup) -> None:
+    """Bridge 1: ZeRO-3 compares its trace of parameters over *all* ranks; stages trace different ones at different times.
+
+    The comparison is kept, within the data-parallel group that shares the stage.
+    """
+
+    def same_within_group(values: list[int]) -> None:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        # Numbers count on from engine to engine within a process: what is compared is their order.
+        mine = torch.tensor([value - min(values) for value in values], dtype=torch.long, device=device)
+        first = mine.clone()
+        dist.broadcast(first, dist.get_global_rank(group, 0), group=group)
+        if not torch.equal(mine, first):
+            raise RuntimeError("data-parallel ranks of one stage use their parameters in different orders")
+
+    coordinator.assert_ints_same_as_other_ranks = same_within_group
+
+
+class _Boundary(torch.autograd.Function):
+    """Identity; its backward runs first in each micro-batch's backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, engine: Any) -> torch.Tensor:
+        ctx.engine = engine
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ctx.engine.optimizer.clear_backward_seen_flag()
+        return gradients[0], None
+
+
+def begin_backward(output: torch.Tensor, engine: Any) -> torch.Tensor:
+    """Bridge 2: DeepSpeed readies its gradient hooks in ``forward``; in a pipeline, backward passes follow each other.
+
+    Put on a stage's output, this readies them before each backward pass instead.
+    """
+    return _Boundary.apply(output, engine)
+
+
+def forget_gradients(engine: Any) -> None:
+    """Bridge 3: ZeRO-3 copies a step's first gradients into its buffer and adds the later ones; with several model chunks
+    the first gradient of the second chunk is added to what the last step left. Empty the buffer between steps.
+    """
+    buffer = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)
+    if buffer is not None:
+        buffer.zero_()

@@ -1,0 +1,197 @@
+"""The proof: losses, every gradient and the norm of a layout against the plain model in one process.
+
+The same made-up batches go through both. Relative error of a gradient is ``|g - w| / max(|w|, 1e-3 |all gradients|)`` in
+the 2-norm: parameters whose true gradient vanishes (a bias before a softmax that ignores it) are measured against the whole.
+"""
+
+import json
+import math
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
+
+from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
+from gptface_dist.data.masking import MaskingOptions
+from gptface_dist.data.stream import Block, Delivered, Origin
+from gptface_dist.data.tokens import TokenSample
+from gptface_dist.layout import Layout
+from gptface_dist.model.names import initialise, parameters
+from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.plain import GPTFace
+from gptface_dist.sequence import IGNORE
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(text_size=43, image_codes=24, text_sha256="a" * 64, image_sha256="b" * 64)
+"""67 + 4 ids: no tensor-parallel size above 1 divides them."""
+GRID = (4, 4)
+FLOOR = 1e-3
+MODEL = ModelOptions(layers=4, hidden=16, heads=4, ffn=24, text_positions=32, rows=4, columns=4, init_std=0.3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to prove."""
+
+    layout: Layout
+    """How the model is laid out."""
+    model: ModelOptions = MODEL
+    """What model."""
+    steps: int = 3
+    """Optimizer steps."""
+    micro_batches: int = 8
+    """Micro-batches of the global batch."""
+    size: int = 2
+    """Sequences of a micro-batch."""
+    seed: int = 0
+    """Seed of weights and batches."""
+
+
+@dataclass
+class Found:
+    """How far a layout is from the plain model: the worst of all steps and ranks."""
+
+    layout: str
+    """The layout in words."""
+    loss: float = 0.0
+    """Relative error of the loss."""
+    norm: float = 0.0
+    """Relative error of the gradient's norm."""
+    gradient: float = 0.0
+    """Relative error of the worst gradient."""
+    worst: str = ""
+    """Name of that parameter, with the step."""
+    compared: int = 0
+    """Gradients compared."""
+    losses: list[float] = field(default_factory=list)
+    """The layout's losses."""
+
+    def ok(self, tolerance: float = 1e-5) -> bool:
+        """Whether everything is within ``tolerance``."""
+        return self.compared > 0 and all(math.isfinite(x) and x <= tolerance for x in (self.loss, self.norm, self.gradient))
+
+
+def batches(case: Case, step: int) -> list[Batch[Tensor]]:
+    """A global batch of made-up captions and pictures: lengths differ, and the third micro-batch predicts no text."""
+    rng = np.random.default_rng([case.seed, step])
+    build = BatchBuilder(VOCABULARY, GRID, case.seed, MaskingOptions(), BatchOptions(text_length=20, multiple_of=4))
+    made = []
+    for number in range(case.micro_batches):
+        samples = []
+        for place in range(case.size):
+            caption = rng.integers(VOCABULARY.text_size, size=(1, rng.integers(1, 21)), dtype=np.int32)
+            codes = rng.integers(VOCABULARY.image_codes, size=GRID).astype(np.uint16)
+            samples.append(Delivered(TokenSample(codes, caption), Origin("made up", "", f"{step}-{number}-{place}", 0)))
+        batch = build([Block(number, samples, [])]).tensors()
+        if number == 2:
+            batch.labels[batch.labels < VOCABULARY.image_offset] = IGNORE
+        made.append(batch)
+    return made
+
+
+def reference(case: Case, optimizer: Any) -> Iterator[tuple[float, float, dict[str, Tensor]]]:
+    """Loss, norm before clipping, and every gradient before clipping of the plain model, step by step."""
+    model = GPTFace(case.model, VOCABULARY)
+    initialise(model, case.seed)
+    decay = {p.name: optimizer.weight_decay if p.decay else 0.0 for p in parameters(case.model, VOCABULARY)}
+    adam = torch.optim.AdamW(
+        [{"params": [p], "weight_decay": decay[name]} for name, p in model.named_parameters()],
+        lr=optimizer.lr,
+        betas=(optimizer.beta1, optimizer.beta2),
+        eps=optimizer.eps,
+    )
+    for step in range(case.steps):
+        adam.zero_grad()
+        found = [
+            model.losses(model(b.tokens, b.segments, b.positions, b.lengths), b.labels, b.matched) for b in batches(case, step)
+        ]
+        loss = torch.zeros(())
+        for name in ("text", "image", "match"):
+            parts = [getattr(one, name) for one in found]
+            loss = loss + torch.stack([p.loss for p in parts]).sum() / max(1, sum(int(p.count) for p in parts))
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)
+        adam.step()
+        yield loss.item(), norm.item(), gradients
+
+
+def compare(case: Case) -> Found:
+    """Run a case on this rank (process groups of its layout exist) and compare with the plain model."""
+    from megatron.core import parallel_state as groups
+
+    from gptface_dist.engine.engine import Engine, LossWeights, OptimizerOptions
+    from gptface_dist.engine.gradients import GradientReader
+
+    # A large eps: AdamW would turn rounding noise in vanishing gradients into whole steps, and compare that.
+    optimizer = OptimizerOptions(eps=1e-4)
+    engine = Engine(case.model, VOCABULARY, case.layout, case.seed, optimizer, LossWeights())
+    reader = GradientReader(engine)
+    found = Found(str(case.layout))
+    rank, each = groups.get_data_parallel_rank(), case.micro_batches // case.layout.dp
+    for step, (loss, norm, wanted) in enumerate(reference(case, optimizer)):
+        result = engine.step(batches(case, step)[rank * each : (rank + 1) * each])
+        found.losses.append(result.loss)
+        found.loss = max(found.loss, abs(result.loss - loss) / abs(loss))
+        found.norm = max(found.norm, abs(result.norm - norm) / norm)
+        for entry, gradient in reader.gradients():
+            whole = wanted[entry.name]
+            if entry.cut is not None:
+                whole = entry.cut.shard(whole, groups.get_tensor_model_parallel_rank(), case.layout.tp)
+            error = float((gradient - whole).norm() / max(float(whole.norm()), FLOOR * norm))
+            found.compared += 1
+            if not error <= found.gradient:
+                found.gradient, found.worst = error, f"{entry.name} at step {step}"
+    return found
+
+
+def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_s: float = 120) -> None:
+    """One spawned process: all cases of one world size; rank 0 writes the worst of all ranks after each case."""
+    from gptface_dist.engine import groups
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    for case in cases:
+        groups.start(case.layout, case.seed, timeout_s=timeout_s)
+        mine = compare(case)
+        everyone: list[Any] = [None] * world
+        dist.all_gather_object(everyone, mine)
+        if rank == 0:
+            worst = max(everyone, key=lambda one: one.gradient)
+            worst.loss, worst.norm = max(one.loss for one in everyone), max(one.norm for one in everyone)
+            worst.compared = sum(one.compared for one in everyone)
+            with Path(out).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(worst)) + "\n")
+        groups.stop_layout()
+    dist.destroy_process_group()
+
+
+def prove(cases: list[Case], out: Path) -> list[Found]:
+    """Spawn the processes that each world size needs, once, and compare every case; results also go to ``out``."""
+    out.unlink(missing_ok=True)
+    ordered = sorted(cases, key=lambda case: case.layout.world)
+    for case in ordered:
+        case.layout.check(case.layout.world, case.model, case.micro_batches // case.layout.dp)
+    for world in sorted({case.layout.world for case in ordered}):
+        mine = [case for case in ordered if case.layout.world == world]
+        start_processes(work, (world, free_port(), mine, str(out)), nprocs=world, start_method="spawn")
+    return [Found(**json.loads(line)) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

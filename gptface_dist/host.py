@@ -1,0 +1,41 @@
+"""The device and backend of this process, and what megatron-core needs where there is no CUDA."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+def device() -> torch.device:
+    """Where this process computes."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def backend() -> str:
+    """The communication backend that fits the device."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def without_cuda() -> None:
+    """Let megatron-core (0.16) build layers on a host without CUDA: it asks for the current device unconditionally."""
+    if not torch.cuda.is_available():
+        torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """Rewrites the literal ``device="cuda"`` of megatron-core's schedules (0.16)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def schedules() -> Iterator[None]:
+    """Around megatron-core's schedules: on a host without CUDA, their tensors are made on the CPU."""
+    with contextlib.nullcontext() if torch.cuda.is_available() else _CudaMeansCpu():
+        yield

@@ -1,0 +1,101 @@
+"""How a run is laid out over processes: the one table of what may combine, and why not."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gptface_dist.errors import UserError
+from gptface_dist.model.options import ModelOptions
+
+ZERO_STAGES = (1, 2, 3)
+GATHERING = ("per_microbatch", "per_step")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the axes of parallelism. Ranks count tensor-parallel neighbours first, then data, then pipeline."""
+
+    dp: int = 1
+    """Data-parallel replicas."""
+    tp: int = 1
+    """Tensor-parallel ranks a layer is cut into."""
+    pp: int = 1
+    """Pipeline stages."""
+    vpp: int = 1
+    """Model chunks a pipeline rank holds, visited in turn (interleaved 1F1B)."""
+    sp: bool = False
+    """Sequence parallelism: between tensor-parallel regions, every rank holds a part of the sequence."""
+    zero: int = 3
+    """What DeepSpeed shards over data-parallel ranks: 1 optimizer state, 2 gradients too, 3 weights too."""
+    gathering: str = "per_microbatch"
+    """With zero=3, when weights are gathered: ``per_microbatch`` (least memory), or ``per_step`` (least traffic)."""
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return self.dp * self.tp * self.pp
+
+    @property
+    def chunks(self) -> int:
+        """Model chunks the layers are divided into."""
+        return self.pp * self.vpp
+
+    def __str__(self) -> str:
+        parts = [f"DP{self.dp}", f"TP{self.tp}", f"PP{self.pp}"]
+        parts += [f"VPP{self.vpp}"] * (self.vpp > 1) + ["SP"] * self.sp + [f"ZeRO-{self.zero}"]
+        return " x ".join(parts)
+
+    def layers_of(self, chunk: int, layers: int) -> range:
+        """Global layers of model chunk ``chunk`` (0 = first in the model); earlier chunks take what does not divide."""
+        each, more = divmod(layers, self.chunks)
+        start = chunk * each + min(chunk, more)
+        return range(start, start + each + (chunk < more))
+
+    def chunk(self, stage: int, turn: int) -> int:
+        """The model chunk that pipeline rank ``stage`` visits as its ``turn``-th: turn by turn through all ranks."""
+        return turn * self.pp + stage
+
+    def problems(self, model: ModelOptions, micro_batches: int, length: int | None = None) -> Iterator[str]:
+        """Every reason why this layout cannot run the model: one sentence each, with the values and what would do.
+
+        ``micro_batches`` are those of one step on one replica, ``length`` the padded length of sequences if known.
+        """
+        for name in ("dp", "tp", "pp", "vpp"):
+            if getattr(self, name) < 1:
+                yield f"{name} must be at least 1, got {getattr(self, name)}"
+                return
+        if self.zero not in ZERO_STAGES:
+            yield f"zero must be one of {ZERO_STAGES}, got {self.zero} (0: DeepSpeed's engine refuses the pipeline's own backward)"
+        if self.gathering not in GATHERING:
+            yield f"gathering must be one of {', '.join(GATHERING)}, got {self.gathering!r}"
+        if self.gathering == "per_step" and self.zero != 3:
+            yield f"gathering=per_step is about weights that are sharded: it needs zero=3, got zero={self.zero}"
+        for name in ("heads", "ffn"):
+            if getattr(model, name) % self.tp:
+                found = getattr(model, name)
+                yield f"model.{name} {found} is not a multiple of tp {self.tp}: {_divisors(found)} would do"
+        if self.sp and self.tp == 1:
+            yield "sp divides sequences among tensor-parallel ranks: it needs tp of at least 2"
+        if self.sp and length is not None and length % self.tp:
+            yield f"with sp, the padded length {length} must be a multiple of tp {self.tp}: set data.batch.multiple_of"
+        if self.vpp > 1 and self.pp == 1:
+            yield f"vpp {self.vpp} interleaves pipeline stages: it needs pp of at least 2"
+        if self.chunks > model.layers:
+            chunks = f"pp {self.pp} x vpp {self.vpp} = {self.chunks} chunks"
+            yield f"{model.layers} layers cannot fill {chunks}: use {model.layers} at most"
+        if self.vpp > 1 and micro_batches % self.pp:
+            nearest = max(1, round(micro_batches / self.pp)) * self.pp
+            yield f"vpp needs a multiple of pp {self.pp} micro-batches a step, got {micro_batches}: nearest is {nearest}"
+
+    def check(self, world: int, model: ModelOptions, micro_batches: int, length: int | None = None) -> None:
+        """Refuse what cannot run, before any process group exists."""
+        found = list(self.problems(model, micro_batches, length))
+        if not found and self.world != world:
+            found.append(
+                f"{self} needs {self.world} processes, there are {world}: dp {max(1, world // (self.tp * self.pp))} would fit"
+            )
+        if found:
+            raise UserError(f"layout {self}: " + "; ".join(found))
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0 and d <= 64)
