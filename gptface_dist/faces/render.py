@@ -106,16 +106,18 @@ class Renderer:
             if rule is not None:
                 mine = np.flatnonzero(piece == number)
                 part = found.take(mine)
-                kept[mine] = rule(_at(part, scene.triangles, scene.rest), _at(part, scene.triangles, scene.strand))
+                kept[mine] = rule(
+                    part.interpolate(scene.triangles, scene.rest), part.interpolate(scene.triangles, scene.strand)
+                )
         material = scene.material[found.triangle]
         if face.hat in ("cap", "beanie"):
             hair = np.flatnonzero(material == Material.HAIR)
-            kept[hair] &= hat_line(_at(found.take(hair), scene.triangles, scene.rest), face) < 0.03
+            kept[hair] &= hat_line(found.take(hair).interpolate(scene.triangles, scene.rest), face) < 0.03
         elif face.hat == "headband":
             hair = np.flatnonzero(material == Material.HAIR)
-            kept[hair] &= np.abs(hat_line(_at(found.take(hair), scene.triangles, scene.rest), face) - 0.085) > 0.07
+            kept[hair] &= np.abs(hat_line(found.take(hair).interpolate(scene.triangles, scene.rest), face) - 0.085) > 0.07
         lash = np.flatnonzero((material == Material.UPPER_LASH) | (material == Material.LOWER_LASH))
-        kept[lash] &= _lashes(_at(found.take(lash), scene.triangles, scene.rest), self._left_eye, material[lash], face)
+        kept[lash] &= _lashes(found.take(lash).interpolate(scene.triangles, scene.rest), self._left_eye, material[lash], face)
         found = found.take(kept)
         return found.take(nearest(found))
 
@@ -125,14 +127,14 @@ class Renderer:
         model = self.model
         shades = Shades.of(face)
         material = scene.material[found.triangle]
-        rest = _at(found, scene.triangles, scene.rest)
-        facing_out = unit(_at(found, scene.triangles, normal))
+        rest = found.interpolate(scene.triangles, scene.rest)
+        facing_out = unit(found.interpolate(scene.triangles, normal))
         facing_out = np.where(facing_out[:, 2:] < 0, -facing_out, facing_out)
         vertices = np.ones((len(scene.rest), 2), np.float32)
         head_light = pose.head.T @ light.direction
         vertices[: len(model.rest), 0] = np.clip(model.visibility @ harmonics(head_light[None])[0], 0, 1)
         vertices[: len(model.rest), 1] = model.openness
-        seen = _at(found, scene.triangles, vertices)
+        seen = found.interpolate(scene.triangles, vertices)
         shadow, openness = seen[:, 0], seen[:, 1]
         color = np.zeros((len(material), 3), np.float32)
         label = np.zeros(len(material), np.uint8)
@@ -162,7 +164,7 @@ class Renderer:
             color[lash] = 0.012
             label[lash] = np.where(rest[lash, 0] > 0, LABEL["left_eye"], LABEL["right_eye"])
         hair = np.flatnonzero(material == Material.HAIR)
-        strand = _at(found.take(hair), scene.triangles, scene.strand)
+        strand = found.take(hair).interpolate(scene.triangles, scene.strand)
         color[hair] = hair_color(rest[hair], strand[:, 0], strand[:, 1], face, shades)
         label[hair] = LABEL["hair"]
         openness[hair] = 0.6 + 0.4 * smoothstep(rest[hair, 1], 6.6, 7.9)
@@ -225,11 +227,6 @@ class Renderer:
 def oversampling(size: int) -> int:
     """Samples a pixel along each axis."""
     return 3 if size <= 96 else 2
-
-
-def _at(found: Fragments, triangles: Ints, values: Floats) -> Floats:
-    """Vertex values (v, k) at fragments (n, k)."""
-    return np.einsum("nc,nck->nk", found.weights, values[triangles[found.triangle]])
 
 
 def _flat(color: Floats, label: NDArray[np.uint8], material: Ints, kind: Material, tone: Floats, name: str) -> None:
