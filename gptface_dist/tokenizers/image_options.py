@@ -77,7 +77,7 @@ class ImageTrainingOptions:
     learning_rate: float
     """Peak rate of AdamW, reached after the warm-up; then a cosine down to zero at the last step."""
     warmup: int
-    """Steps over which the rate rises linearly."""
+    """Steps over which the rate rises linearly, and in which nothing is quantised yet."""
     beta1: float = 0.5
     """AdamW's decay of the gradient's mean; low, as is usual beside a discriminator."""
     beta2: float = 0.9
@@ -150,7 +150,7 @@ PRESETS = {
             norm_groups=4,
         ),
         ImageTrainingOptions(
-            steps=600, batch=8, learning_rate=2e-3, warmup=30, beta1=0.9, beta2=0.95, l1=1.0, l2=1.0, laplacian=0.1,
+            steps=1000, batch=8, learning_rate=2e-3, warmup=100, beta1=0.9, beta2=0.95, l1=1.0, l2=1.0, laplacian=0.1,
             revive_every=20, revive_after=30, log_every=50, checkpoint_every=100,
         ),
     ),

