@@ -231,7 +231,7 @@ def test_bf16_learns_too_and_keeps_weights_in_float32(tmp_path: Path) -> None:
 
 
 def test_dead_codes_come_back_where_latents_are() -> None:
-    options = replace(OPTIONS, steps=100, learning_rate=0.0, adversarial=0.0)
+    options = replace(OPTIONS, steps=100, warmup=0, learning_rate=0.0, adversarial=0.0)
     state = ImageTrainingState(SMALL, options, ALONE)
     state.train_step(global_batch(0))
     book = state.autoencoder.codebook
@@ -248,7 +248,7 @@ def test_dead_codes_come_back_where_latents_are() -> None:
 
 
 def test_living_codes_are_not_revived() -> None:
-    options = replace(OPTIONS, steps=100, learning_rate=0.0, adversarial=0.0, revive_after=50)
+    options = replace(OPTIONS, steps=100, warmup=0, learning_rate=0.0, adversarial=0.0, revive_after=50)
     state = ImageTrainingState(SMALL, options, ALONE)
     state.train_step(global_batch(0))
     before = state.autoencoder.codebook.detach().clone()
