@@ -45,7 +45,7 @@ def test_from_shards_to_a_vocabulary(
     status, out, _ = gptface(monkeypatch, capsys, "image", data, tmp_path / "t" / "image", *IMAGE)
     assert status == 0
     assert re.search(r"^step 2/2: loss [\d.]+, PSNR [\d.]+ dB, codes \d+%, 0.0 min left$", out, re.MULTILINE)
-    assert "2x2 codes a picture" in out
+    assert "4x4 codes a picture" in out
     assert "held out: 3 pictures, PSNR " in out
     status, out, _ = gptface(monkeypatch, capsys, "join", tmp_path / "t")
     assert (status, out.splitlines()[1:]) == (0, ["  text     0 to 279", "  image    280 to 311", "  specials 312 to 315"])
@@ -70,12 +70,12 @@ def test_from_shards_to_a_vocabulary(
     assert status == 0
     assert "step" not in out, "it is done"
     for arguments, message in [
-        (["image", data, tmp_path / "t" / "image", *IMAGE, "--learning-rate", "0.5"], "learning_rate=0.0015, not 0.5:"),
+        (["image", data, tmp_path / "t" / "image", *IMAGE, "--learning-rate", "0.5"], "learning_rate=0.002, not 0.5:"),
         (["image", data, tmp_path / "t" / "image", *IMAGE, "--seed", "1"], "with seed=0, not 1:"),
         (["image", data, tmp_path / "t" / "text.model", *IMAGE], "cannot be made"),
         (["text", data, tmp_path / "t" / "text.model"], "exists: remove it"),
         (["text", data, tmp_path / "other.model", "--size", "5000"], "pieces: at most "),
-        (["evaluate", tmp_path / "t" / "image", data, "--size", "20"], "do not divide into 8x8 patches"),
+        (["evaluate", tmp_path / "t" / "image", data, "--size", "18"], "do not divide into 4x4 patches"),
         (["evaluate", tmp_path / "t", data], "holds no config.json"),
         (["evaluate", tmp_path / "t" / "image", data, "--sheet", tmp_path / "no" / "a.png"], "make it first"),
     ]:
@@ -93,7 +93,7 @@ def test_from_shards_to_a_vocabulary(
         (["text", "{data}", "out", "--size", "3"], "too small"),
         (["image", "nowhere", "out"], "no folder nowhere"),
         (["image", "{data}", "out", "--preset", "huge"], "no preset 'huge': choose one of tiny, base, large"),
-        (["image", "{data}", "out", "--size", "20"], "size 20 is not a multiple of the down-sampling factor 8"),
+        (["image", "{data}", "out", "--size", "18"], "size 18 is not a multiple of the down-sampling factor 4"),
         (["image", "{data}", "out"], "holds 40 pictures, 256 cannot be held out"),
         (["image", "{data}", "out", "--precision", "int8"], "precision must be fp32 or bf16"),
         (["image", "{data}", "out", "--vgg", "1"], "needs vgg_weights"),
