@@ -33,19 +33,17 @@ types: $(INSTALLED)  ## types: mypy
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/pytest -n 2 --dist loadfile
 
-# Faces to render for training and for looking at, steps of the image tokenizer, and where it all goes.
+# Faces to render, how many to hold out of the image tokenizer's training, its steps, and where it all goes.
 COUNT ?= 4000
-HELD_OUT ?= 400
-STEPS ?= 800
+HELD_OUT ?= 256
+STEPS ?= 1000
 OUT ?= out
 
 quickstart: $(INSTALLED)  ## from nothing to batches of tokens: render, train tokenizers, tokenize, look; resumes where it stopped
 	$(BIN)/gptface faces render $(OUT)/faces --count $(COUNT) --size 64 --seed 0
-	$(BIN)/gptface faces render $(OUT)/held_out --count $(HELD_OUT) --size 64 --seed 1
 	$(BIN)/gptface faces sheet $(OUT)/faces $(OUT)/faces.png
-	$(BIN)/gptface tokenizer text $(OUT)/faces $(OUT)/tokenizers/text.model --size 512
-	$(BIN)/gptface tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset tiny --size 64 --steps $(STEPS)
-	$(BIN)/gptface tokenizer evaluate $(OUT)/tokenizers/image $(OUT)/held_out
+	$(BIN)/gptface tokenizer text $(OUT)/faces $(OUT)/tokenizers/text.model --size 384
+	$(BIN)/gptface tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset tiny --size 64 --steps $(STEPS) --held-out $(HELD_OUT) --precision bf16
 	$(BIN)/gptface tokenizer join $(OUT)/tokenizers
 	$(BIN)/gptface data tokenize $(OUT)/faces $(OUT)/tokens --tokenizers $(OUT)/tokenizers --size 64 --workers 2
 	$(BIN)/gptface data verify $(OUT)/tokens --tokenizers $(OUT)/tokenizers

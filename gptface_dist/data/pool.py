@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,6 +17,9 @@ from gptface_dist.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+GRACE_S = 1.0
+"""Seconds that a worker has to clean up after its parent died."""
 
 
 def ordered(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
@@ -59,6 +63,10 @@ def _follow_parent() -> None:
     def follow() -> None:
         parent.join()
         os.kill(os.getpid(), signal.SIGINT)
+        # A worker that waits for its next item may swallow the exit (seen with CPython 3.11's executor): end it for good,
+        # after what a running item needs to remove its temporary files.
+        time.sleep(GRACE_S)
+        os._exit(130)
 
     threading.Thread(target=follow, daemon=True).start()
 

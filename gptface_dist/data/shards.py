@@ -169,8 +169,11 @@ class ShardWriter:
             if kind is None:
                 self._publish()
         finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            try:
+                # Closing writes what is buffered, which fails again on a full disk.
+                self._file.close()
+            finally:
+                self._temporary.unlink(missing_ok=True)
 
     def _publish(self) -> None:
         self._append(bytes(2 * tarfile.BLOCKSIZE))
