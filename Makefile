@@ -42,7 +42,7 @@ OUT ?= out
 quickstart: $(INSTALLED)  ## from nothing to batches of tokens: render, train tokenizers, tokenize, look; resumes where it stopped
 	$(BIN)/gptface faces render $(OUT)/faces --count $(COUNT) --size 64 --seed 0
 	$(BIN)/gptface faces sheet $(OUT)/faces $(OUT)/faces.png
-	$(BIN)/gptface tokenizer text $(OUT)/faces $(OUT)/tokenizers/text.model --size 384
+	test -f $(OUT)/tokenizers/text.model || $(BIN)/gptface tokenizer text $(OUT)/faces $(OUT)/tokenizers/text.model --size 384
 	$(BIN)/gptface tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset tiny --size 64 --steps $(STEPS) --held-out $(HELD_OUT) --precision bf16
 	$(BIN)/gptface tokenizer join $(OUT)/tokenizers
 	$(BIN)/gptface data tokenize $(OUT)/faces $(OUT)/tokens --tokenizers $(OUT)/tokenizers --size 64 --workers 2

@@ -64,7 +64,8 @@ class Layout:
                 yield f"{name} must be at least 1, got {getattr(self, name)}"
                 return
         if self.zero not in ZERO_STAGES:
-            yield f"zero must be one of {ZERO_STAGES}, got {self.zero} (0: DeepSpeed's engine refuses the pipeline's own backward)"
+            why = " (at 0, DeepSpeed's engine refuses the pipeline's own backward)" if self.zero == 0 else ""
+            yield f"zero must be one of {ZERO_STAGES}, got {self.zero}{why}"
         if self.gathering not in GATHERING:
             yield f"gathering must be one of {', '.join(GATHERING)}, got {self.gathering!r}"
         if self.gathering == "per_step" and self.zero != 3:
@@ -84,7 +85,8 @@ class Layout:
             yield f"{model.layers} layers cannot fill {chunks}: use {model.layers} at most"
         if self.vpp > 1 and micro_batches % self.pp:
             nearest = max(1, round(micro_batches / self.pp)) * self.pp
-            yield f"vpp needs a multiple of pp {self.pp} micro-batches a step, got {micro_batches}: nearest is {nearest}"
+            wanted = f"a multiple of pp {self.pp} micro-batches a step"
+            yield f"vpp needs {wanted}, got {micro_batches}: nearest is {nearest}"
 
     def check(self, world: int, model: ModelOptions, micro_batches: int, length: int | None = None) -> None:
         """Refuse what cannot run, before any process group exists."""
