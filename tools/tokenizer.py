@@ -36,7 +36,7 @@ def train_text(
     seed: Annotated[int, typer.Option(help="Of that sample.")] = 0,
 ) -> None:
     """Train the text tokenizer on the captions of DATA (`key.txt` and further `captions` of `key.json`)."""
-    from gptface_dist.tokenizers import corpus
+    from gptface_dist.data import tokenizer_corpus as corpus
     from gptface_dist.tokenizers.text import TextOptions, train_text_tokenizer
 
     options = TextOptions(size, character_coverage, captions, seed)
@@ -90,7 +90,7 @@ def train_image(
             **_given(vgg_weights=vgg_weights, precision=precision, checkpoint_every=checkpoint_every),
         ),
     )
-    from gptface_dist.tokenizers import corpus
+    from gptface_dist.data import tokenizer_corpus as corpus
     from gptface_dist.tokenizers.image_training import SHEET_NAME, ImageRun, train_image_tokenizer
     from gptface_dist.tokenizers.processes import processes
 
@@ -148,8 +148,8 @@ def evaluate_image(
     for file in (sheet, out):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"no folder {file.parent} for {file.name}: make it first")
+    from gptface_dist.data import tokenizer_corpus as corpus
     from gptface_dist.files import write_atomically
-    from gptface_dist.tokenizers import corpus
     from gptface_dist.tokenizers.image import ImageTokenizer
     from gptface_dist.tokenizers.image_evaluation import evaluate, to_png
     from gptface_dist.tokenizers.image_files import read_config

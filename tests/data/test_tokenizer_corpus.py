@@ -12,8 +12,8 @@ from torch import Tensor
 from gptface_dist.data.folder import ShardFolder
 from gptface_dist.data.pictures import decode_pixels
 from gptface_dist.data.shards import Index, ShardEntry, ShardWriter, write_index
+from gptface_dist.data.tokenizer_corpus import TrainingPictures, captions, open_pictures, pictures_at, spread
 from gptface_dist.errors import UserError
-from gptface_dist.tokenizers.corpus import TrainingPictures, captions, open_pictures, pictures_at, spread
 from gptface_dist.tokenizers.processes import Processes
 from tests.foreign import png, write_pictures
 
