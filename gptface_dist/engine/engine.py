@@ -20,7 +20,9 @@ from gptface_dist.engine import bridges
 from gptface_dist.layout import Layout
 from gptface_dist.model.names import Parameter, parameters
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.stage import Stage, TiedGradient, global_name, megatron_config
+from gptface_dist.model.stage import Stage, global_name
+from gptface_dist.model.stage_layer import megatron_config
+from gptface_dist.model.stage_words import TiedGradient
 from gptface_dist.sequence import IGNORE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 

@@ -1,0 +1,136 @@
+"""A stage's words: vocabulary-parallel embeddings and logits, and the gradient that ties them across stages."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state as groups
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, reduce_from_tensor_model_parallel_region
+from torch import Tensor, nn
+
+from gptface_dist.layout import Layout
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+
+
+class WordRange:
+    """The rows of the word embeddings that this tensor-parallel rank has."""
+
+    def __init__(self, vocabulary: Vocabulary, layout: Layout):
+        self.rows = -(-vocabulary.size // layout.tp)
+        self.first = groups.get_tensor_model_parallel_rank() * self.rows
+
+    def within(self, ids: range) -> slice:
+        """The local rows of a range of ids; empty where this rank has none of them."""
+        start = min(max(ids.start - self.first, 0), self.rows)
+        return slice(start, min(max(ids.stop - self.first, start), self.rows))
+
+
+class _Lookup(torch.autograd.Function):
+    """Embedding lookup whose weight gradient goes into a buffer of its own: see :class:`TiedGradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, anchor: Tensor, buffer: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.buffer = buffer
+        return F.embedding(rows, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        (rows,), (gradient,) = ctx.saved_tensors, gradients
+        ctx.buffer.index_add_(0, rows.flatten(), gradient.flatten(0, 1).to(ctx.buffer.dtype))
+        return None, None, None, None
+
+
+class TiedGradient:
+    """The gradient of the word embeddings, gathered from both places that use them.
+
+    The first stage embeds with them and the last one predicts with them, at different times. Each collects its part over
+    the step's micro-batches in float32; at the end of the step the parts are added, and the sum enters the engine as the
+    gradient of one small backward pass on both stages.
+    """
+
+    def __init__(self, shape: torch.Size, device: torch.device):
+        self.sum = torch.zeros(shape, dtype=torch.float32, device=device)
+
+    def collect(self, weight: Tensor) -> Tensor:
+        """The weight as a leaf whose gradient is added to the sum."""
+        leaf = weight.detach().requires_grad_()
+        leaf.register_post_accumulate_grad_hook(self._add)
+        return leaf
+
+    def _add(self, leaf: Tensor) -> None:
+        assert leaf.grad is not None
+        self.sum += leaf.grad
+        leaf.grad = None
+
+
+class TiedScalar(nn.Module):
+    """A scalar whose gradient with respect to the word embeddings is what was collected."""
+
+    def __init__(self, weight: nn.Parameter):
+        super().__init__()
+        self.weight = weight
+        self.tied: TiedGradient | None = None
+
+    def forward(self) -> Tensor:
+        """Float32 scalar."""
+        assert self.tied is not None
+        return (self.weight.float() * self.tied.sum).sum()
+
+
+class WordEmbedding(nn.Module):
+    """Vocabulary-parallel lookup of words."""
+
+    def __init__(self, words: WordRange, hidden: int, dtype: torch.dtype):
+        super().__init__()
+        self.words = words
+        self.weight = nn.Parameter(torch.empty(words.rows, hidden, dtype=dtype))
+        self.tied: TiedGradient | None = None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Int64 [B, L] -> [B, L, H], summed over the ranks that share the words."""
+        assert self.tied is not None
+        local = tokens - self.words.first
+        mine = (local >= 0) & (local < self.words.rows)
+        anchor = torch.zeros((), dtype=self.weight.dtype, device=tokens.device, requires_grad=True)
+        found = _Lookup.apply(torch.where(mine, local, 0), self.weight.detach(), anchor, self.tied.sum)
+        return reduce_from_tensor_model_parallel_region(found * mine.unsqueeze(-1))
+
+
+class WordLogits(nn.Module):
+    """Vocabulary-parallel logits: this rank's part of one modality's ids."""
+
+    def __init__(self, words: WordRange, weight: nn.Parameter):
+        super().__init__()
+        self.words = words
+        self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(words.rows, dtype=weight.dtype))
+        self.tied: TiedGradient | None = None
+
+    def forward(self, features_MH: Tensor, labels: Tensor, ids: range) -> tuple[Tensor, Tensor]:
+        """Features [M, H] and their labels int64 [M] within ``ids`` -> summed cross-entropy and right predictions."""
+        assert self.tied is not None
+        mine = self.words.within(ids)
+        weight = self.tied.collect(self.weight)
+        features = copy_to_tensor_model_parallel_region(features_MH)
+        logits = F.linear(features, weight[mine], self.bias[mine]).float()
+        return vocabulary_parallel_loss(logits, labels - self.words.first - mine.start)
+
+
+def vocabulary_parallel_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy over logits whose columns are spread over tensor-parallel ranks.
+
+    ``logits`` float32 [M, K]: this rank's columns, K may be 0; ``targets`` int64 [M]: columns, outside [0, K) where
+    another rank has them. Returns the summed loss and the number of targets with the largest logit.
+    """
+    floor = logits.new_full((len(logits), 1), -torch.inf)
+    largest = torch.cat([logits.detach(), floor], 1).amax(1)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, groups.get_tensor_model_parallel_group())
+    shifted = logits - largest.unsqueeze(1)
+    mine = (targets >= 0) & (targets < logits.shape[1])
+    columns = torch.where(mine, targets, 0).unsqueeze(1)
+    # Without columns there is nothing to gather; the sum keeps the graph, and so the backward's collectives, alike.
+    found = shifted.gather(1, columns).squeeze(1) if logits.shape[1] else shifted.sum(1)
+    target = reduce_from_tensor_model_parallel_region(torch.where(mine, found, 0.0))
+    total = reduce_from_tensor_model_parallel_region(shifted.exp().sum(1))
+    return (total.log() - target).sum(), (target.detach() == 0).sum()
