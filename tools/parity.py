@@ -15,6 +15,7 @@ def parity(
     sp: Annotated[bool, typer.Option("--sp", help="Sequence parallelism.")] = False,
     zero: Annotated[int, typer.Option(help="ZeRO stage: 1, 2 or 3.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 3,
+    matrix: Annotated[bool, typer.Option("--matrix", help="All legal layouts of 2 to 8 processes instead of one.")] = False,
     tolerance: Annotated[float, typer.Option(help="Largest relative error.")] = 1e-5,
 ) -> None:
     """Compare loss, every gradient and the norm of a layout with the plain model. Status 1 where they differ.
@@ -24,17 +25,20 @@ def parity(
     from rich.console import Console
     from rich.table import Table
 
-    from gptface_dist.engine.parity import Case, prove
+    from gptface_dist.engine import parity as proof
     from gptface_dist.layout import Layout
 
-    case = Case(Layout(dp, tp, pp, vpp, sp, zero), steps=steps)
-    with tempfile.TemporaryDirectory() as folder:
-        (found,) = prove([case], Path(folder) / "found.jsonl")
-    table = Table("compared with the plain model", "relative error", title=found.layout)
-    table.add_row(f"loss of {steps} steps", f"{found.loss:.1e}")
-    table.add_row("norm of the gradient", f"{found.norm:.1e}")
-    table.add_row(f"worst of {found.compared} gradients: {found.worst}", f"{found.gradient:.1e}")
+    cases = proof.matrix() if matrix else [proof.Case(Layout(dp, tp, pp, vpp, sp, zero), steps=steps)]
+    table = Table(
+        "layout", "loss", "norm", "worst gradient", "which", "compared", "", title="relative error to the plain model"
+    )
+    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(f"{len(cases)} layouts, {steps} steps each"):
+        results = proof.prove(cases, Path(folder) / "found.jsonl")
+    for found in results:
+        errors = [f"{error:.1e}" for error in (found.loss, found.norm, found.gradient)]
+        verdict = "equal" if found.ok(tolerance) else "DIFFERENT"
+        table.add_row(found.layout, *errors, found.worst, str(found.compared), verdict)
     Console().print(table)
-    verdict = found.ok(tolerance)
-    print(f"{'equal' if verdict else 'DIFFERENT'} within {tolerance:g}")
-    raise typer.Exit(0 if verdict else 1)
+    equal = all(found.ok(tolerance) for found in results)
+    print(f"{'equal' if equal else 'DIFFERENT'} within {tolerance:g}")
+    raise typer.Exit(0 if equal else 1)

@@ -103,7 +103,7 @@ class _Draws:
     image_mask: np.ndarray
     """Bool [H, W]: :func:`masking.mask_image`."""
     random_ids: np.ndarray
-    """int64 [length]: text ids for the tokens that become random ones."""
+    """int64 [k]: text ids for the k tokens that become random ones."""
     swap: float
     """Uniform draw that decides whether the image is another sample's."""
     partner: float
@@ -153,14 +153,14 @@ class BatchBuilder:
         caption = sample.value.caption(int(which * len(sample.value.captions)))[: self._options.text_length]
         text_mask = masking.mask_text(len(caption), self._masking, rng)
         image_mask = masking.mask_image(*self._grid, self._masking, rng)
-        random_ids = rng.integers(self._vocabulary.text_size, size=len(caption))
+        random_ids = rng.integers(self._vocabulary.text_size, size=int((text_mask[1] == masking.RANDOM).sum()))
         return _Draws(caption, text_mask, image_mask, random_ids, swap, partner)
 
     def _partners(self, samples: list[Delivered[TokenSample]], draws: list[_Draws]) -> list[int]:
         """Whose image each sample gets: its own, or one that its caption, cut as it is, does not describe."""
         length = self._options.text_length
         partners = list(range(len(samples)))
-        described = [{s.value.caption(n)[:length].tobytes() for n in range(len(s.value.captions))} for s in samples]
+        described = [_texts(sample.value.captions[:, :length]) for sample in samples]
         for own, drawn in enumerate(draws):
             if drawn.swap < self._options.swap_share:
                 caption = drawn.caption.tobytes()
@@ -212,7 +212,7 @@ class BatchBuilder:
             np.copyto(batch.labels[row, text_at], text, where=chosen)
             np.copyto(batch.labels[row, image_at], pixels, where=hidden)
         np.copyto(text, ids.mask_id, where=action == masking.MASK)
-        np.copyto(text, drawn.random_ids, where=action == masking.RANDOM)
+        text[action == masking.RANDOM] = drawn.random_ids
         np.copyto(pixels, ids.mask_id, where=hidden)
 
         batch.segments[row, : last_sep + 1] = TEXT
@@ -220,3 +220,9 @@ class BatchBuilder:
         batch.positions[row, : first_sep + 1, 0] = np.arange(first_sep + 1)
         batch.positions[row, image_at] = self._image_positions
         batch.positions[row, last_sep, 0] = first_sep + 1
+
+
+def _texts(captions: np.ndarray) -> set[bytes]:
+    """The bytes of each row's ids. Rows end in -1, all bits set; an id's highest byte never is 0xff, so stripping is exact."""
+    data, width = np.ascontiguousarray(captions, dtype="<i4").tobytes(), 4 * captions.shape[1]
+    return {data[start : start + width].rstrip(b"\xff") for start in range(0, len(data), width)}

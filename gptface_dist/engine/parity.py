@@ -4,6 +4,7 @@ The same made-up batches go through both. Relative error of a gradient is ``|g -
 the 2-norm: parameters whose true gradient vanishes (a bias before a softmax that ignores it) are measured against the whole.
 """
 
+import itertools
 import json
 import math
 import os
@@ -78,6 +79,13 @@ class Found:
     def ok(self, tolerance: float = 1e-5) -> bool:
         """Whether everything is within ``tolerance``."""
         return self.compared > 0 and all(math.isfinite(x) and x <= tolerance for x in (self.loss, self.norm, self.gradient))
+
+
+def matrix() -> list[Case]:
+    """Every legal cell of {TP 1, 2} x {PP 1, 2} x {VPP 1, 2} x {SP} x {ZeRO 1, 2, 3}, each with DP 2: at most 8 processes."""
+    axes = itertools.product((1, 2), (1, 2), (1, 2), (False, True), (1, 2, 3))
+    cases = [Case(Layout(2, tp, pp, vpp, sp, zero)) for tp, pp, vpp, sp, zero in axes]
+    return [case for case in cases if not any(case.layout.problems(case.model, case.micro_batches // case.layout.dp))]
 
 
 def batches(case: Case, step: int) -> list[Batch[Tensor]]:
