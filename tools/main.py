@@ -8,6 +8,8 @@ import gptface_dist
 from gptface_dist.errors import UserError
 from gptface_dist.tools import bench, data, faces, parity, tokenizer
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -33,15 +35,20 @@ def main(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 
 def run() -> None:
-    """Entry point: a :class:`UserError` ends the program with its line on stderr and status 2, without a traceback."""
+    """Entry point: a mistake of the user or an interrupt ends the program with one line on stderr, without a traceback.
+
+    The exit status is 2 after a :class:`UserError` and 130 after an interrupt.
+    """
     try:
         app()
     except UserError as error:
         print(f"gptface: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("gptface: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        # Typer turns KeyboardInterrupt into this status, and says nothing.
+        if end.code == _INTERRUPTED:
+            print("gptface: interrupted", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":
