@@ -57,6 +57,8 @@ class TokenizeOptions:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise UserError(f"a batch must hold at least 1 picture, not {self.batch}")
+        if self.workers < 1:
+            raise UserError(f"at least 1 worker process is needed, not {self.workers}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise UserError(f"the share of bad samples must be within 0 and 1, not {self.max_bad_fraction}")
         if self.device not in ("cpu", "cuda"):

@@ -270,6 +270,7 @@ def test_nothing_of_others_is_overwritten(tmp_path: Path, tokenizers: Path) -> N
         ({"batch": 0}, "at least 1 picture"),
         ({"workers": 0}, "at least 1 worker"),
         ({"device": "tpu"}, "no device 'tpu'"),
+        ({"workers": 0}, "at least 1 worker process"),
         ({"max_bad_fraction": 1.5}, "within 0 and 1"),
     ],
 )
