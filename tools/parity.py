@@ -23,14 +23,21 @@ def parity(
     Spawns the processes that the layout needs, on this machine.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from gptface_dist.engine import parity as proof
     from gptface_dist.layout import Layout
 
     cases = proof.matrix() if matrix else [proof.Case(Layout(dp, tp, pp, vpp, sp, zero), steps=steps)]
     table = Table(
-        "layout", "loss", "norm", "worst gradient", "which", "compared", "", title="relative error to the plain model"
+        "layout",
+        "loss",
+        "norm",
+        "gradient",
+        Column("worst gradient of", overflow="fold"),
+        "compared",
+        "",
+        title="relative error to the plain model",
     )
     with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(f"{len(cases)} layouts, {steps} steps each"):
         results = proof.prove(cases, Path(folder) / "found.jsonl")

@@ -4,6 +4,7 @@ The same made-up batches go through both. Relative error of a gradient is ``|g -
 the 2-norm: parameters whose true gradient vanishes (a bias before a softmax that ignores it) are measured against the whole.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -164,26 +165,28 @@ def compare(case: Case) -> Found:
 
 def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_s: float = 120) -> None:
     """One spawned process: all cases of one world size; rank 0 writes the worst of all ranks after each case."""
-    from gptface_dist.engine import groups
-
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    for case in cases:
-        groups.start(case.layout, case.seed, timeout_s=timeout_s)
-        mine = compare(case)
-        everyone: list[Any] = [None] * world
-        dist.all_gather_object(everyone, mine)
-        if rank == 0:
-            worst = max(everyone, key=lambda one: one.gradient)
-            worst.loss, worst.norm = max(one.loss for one in everyone), max(one.norm for one in everyone)
-            worst.compared = sum(one.compared for one in everyone)
-            with Path(out).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(worst)) + "\n")
-        groups.stop_layout()
-    dist.destroy_process_group()
+    torch.set_num_threads(1)
+    # DeepSpeed and megatron-core greet on import, eight times over; these processes have nothing else to say.
+    warnings.filterwarnings("ignore")
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        from gptface_dist.engine import groups
+
+        for case in cases:
+            groups.start(case.layout, case.seed, timeout_s=timeout_s)
+            mine = compare(case)
+            everyone: list[Any] = [None] * world
+            dist.all_gather_object(everyone, mine)
+            if rank == 0:
+                worst = max(everyone, key=lambda one: one.gradient)
+                worst.loss, worst.norm = max(one.loss for one in everyone), max(one.norm for one in everyone)
+                worst.compared = sum(one.compared for one in everyone)
+                with Path(out).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(worst)) + "\n")
+            groups.stop_layout()
+        dist.destroy_process_group()
 
 
 def prove(cases: list[Case], out: Path) -> list[Found]:
