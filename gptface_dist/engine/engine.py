@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gptface_dist import host
 from gptface_dist.data.batch import Batch
 from gptface_dist.engine import bridges
+from gptface_dist.engine.options import LossWeights, OptimizerOptions
 from gptface_dist.layout import Layout
 from gptface_dist.model.names import Parameter, parameters
 from gptface_dist.model.options import ModelOptions
@@ -28,36 +29,6 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 PER_STEP = 10**15
 """A persistence threshold above every parameter: ZeRO-3 then gathers weights once a step."""
-
-
-@dataclass(frozen=True)
-class OptimizerOptions:
-    """AdamW and clipping."""
-
-    lr: float = 1e-3
-    """Learning rate."""
-    beta1: float = 0.9
-    """Decay of the first moment."""
-    beta2: float = 0.95
-    """Decay of the second moment."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay; not of norms, biases and embeddings."""
-    clip: float = 1.0
-    """Largest norm of the whole gradient; 0 does not clip."""
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Factors of the three losses."""
-
-    text: float = 1.0
-    """Masked text tokens."""
-    image: float = 1.0
-    """Masked image tokens."""
-    match: float = 1.0
-    """Image-text matching."""
 
 
 @dataclass(frozen=True)
@@ -215,13 +186,12 @@ class Engine:
         # The engine averages gradients over data-parallel ranks; these are parts of a sum.
         return self._factors(torch.float32) / counts.clamp(min=1) * self.layout.dp
 
-    def _backward(self, batches: list[Batch[Tensor]]) -> Tensor:
-        """Forward and backward of one step's micro-batches; gradients stay in the engine. Returns this rank's sums."""
-        scale = self._scale(batches)
+    def _run(self, batches: list[Batch[Tensor]], scale: Tensor, forward_only: bool) -> Tensor:
+        """The schedule over a step's micro-batches; gradients stay in the engine. Returns this rank's sums."""
         length = max(batch.tokens.shape[1] for batch in batches)
         padded = [pad(batch, length) for batch in batches]
         iterators = [iter(padded) for _ in self.stages]
-        self.engine.train()
+        self.engine.train(not forward_only)
         with host.schedules():
             found = get_forward_backward_func()(
                 forward_step_func=functools.partial(_forward_step, scale=scale),
@@ -230,10 +200,22 @@ class Engine:
                 num_microbatches=len(padded),
                 seq_length=length,
                 micro_batch_size=len(batches[0].matched),
-                forward_only=False,
+                forward_only=forward_only,
             )
-        self._add_tied()
-        return sum(found, torch.zeros(3, 3, dtype=torch.float64, device=self.device))
+        return self._everywhere(sum(found, torch.zeros(3, 3, dtype=torch.float64, device=self.device)))
+
+    def _everywhere(self, sums: Tensor) -> Tensor:
+        """The last stage's sums, added over data-parallel ranks, on every rank."""
+        dist.all_reduce(sums, group=groups.get_data_parallel_group())
+        if self.layout.pp > 1:
+            dist.broadcast(
+                sums, groups.get_pipeline_model_parallel_last_rank(), group=groups.get_pipeline_model_parallel_group()
+            )
+        return sums
+
+    def loss(self, sums: Tensor) -> float:
+        """Weighted sum of the mean losses in ``sums`` [3, 3]; a loss that nothing was supervised for counts as 0."""
+        return float((self._factors(torch.float64) * sums[:, 0] / sums[:, 2].clamp(min=1)).sum())
 
     def _add_tied(self) -> None:
         """Add the parts of the word embeddings' gradient and hand the sum to the engine."""
@@ -246,18 +228,23 @@ class Engine:
 
     def step(self, batches: list[Batch[Tensor]]) -> StepResult:
         """One optimizer step on this rank's micro-batches."""
-        sums = self._backward(batches)
+        sums = self._run(batches, self._scale(batches), forward_only=False)
+        self._add_tied()
         if self.before_update is not None:
             self.before_update()
         self.engine.step()
         bridges.forget_gradients(self.engine)
-        dist.all_reduce(sums, group=groups.get_data_parallel_group())
-        if self.layout.pp > 1:
-            dist.broadcast(
-                sums, groups.get_pipeline_model_parallel_last_rank(), group=groups.get_pipeline_model_parallel_group()
-            )
-        loss = float((self._factors(torch.float64) * sums[:, 0] / sums[:, 2].clamp(min=1)).sum())
-        return StepResult(sums, loss, float(self.engine.get_global_grad_norm()))
+        return StepResult(sums, self.loss(sums), float(self.engine.get_global_grad_norm()))
+
+    def evaluate(self, batches: list[Batch[Tensor]]) -> Tensor:
+        """Sums float64 [3, 3] over all data-parallel ranks' micro-batches, without dropout; nothing is learned."""
+        with torch.no_grad():
+            return self._run(batches, torch.zeros(3, device=self.device), forward_only=True)
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate of the following steps."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
 
     def _factors(self, dtype: torch.dtype) -> Tensor:
         return torch.tensor([self._weights.text, self._weights.image, self._weights.match], dtype=dtype, device=self.device)

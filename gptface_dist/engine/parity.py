@@ -26,6 +26,7 @@ from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.stream import Block, Delivered, Origin
 from gptface_dist.data.tokens import TokenSample
+from gptface_dist.engine.options import LossWeights, OptimizerOptions
 from gptface_dist.layout import Layout
 from gptface_dist.model.names import initialise, parameters
 from gptface_dist.model.options import ModelOptions
@@ -138,7 +139,7 @@ def compare(case: Case) -> Found:
     """Run a case on this rank (process groups of its layout exist) and compare with the plain model."""
     from megatron.core import parallel_state as groups
 
-    from gptface_dist.engine.engine import Engine, LossWeights, OptimizerOptions
+    from gptface_dist.engine.engine import Engine
     from gptface_dist.engine.gradients import GradientReader
 
     # A large eps: AdamW would turn rounding noise in vanishing gradients into whole steps, and compare that.
