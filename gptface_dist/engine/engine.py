@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gptface_dist import host
 from gptface_dist.data.batch import Batch
 from gptface_dist.engine import bridges
-from gptface_dist.engine.options import LossWeights, OptimizerOptions
+from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.layout import Layout
 from gptface_dist.model.names import Parameter, parameters
 from gptface_dist.model.options import ModelOptions
@@ -91,7 +91,7 @@ class Engine:
         seed: int,
         optimizer: OptimizerOptions,
         weights: LossWeights,
-        dtype: torch.dtype = torch.float32,
+        engine: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
     ):
         bridges.check_version()
         host.without_cuda()
@@ -100,7 +100,7 @@ class Engine:
         """Called when a step's gradients are complete, before they are clipped and used."""
         self.device = host.device()
         self.table: dict[str, Parameter] = {p.name: p for p in parameters(options, vocabulary)}
-        self._config = megatron_config(options, layout, dtype)
+        self._config = megatron_config(options, layout, engine.torch_dtype)
         rank = groups.get_pipeline_model_parallel_rank()
         self.stages = [
             Stage(options, vocabulary, layout, self._config, layout.chunk(rank, turn)).to(self.device)
@@ -108,7 +108,7 @@ class Engine:
         ]
         self._load(seed)
         self._tied = [stage.tied_gradient(self.device) for stage in self.stages]
-        self.engine = self._shard(_Chunks(self.stages), optimizer, dtype)
+        self.engine = self._shard(_Chunks(self.stages), optimizer, engine.torch_dtype)
         self._turns = [_Turn(self.engine, stage, turn, self._config) for turn, stage in enumerate(self.stages)]
 
     def named_parameters(self) -> Iterator[tuple[Parameter, nn.Parameter]]:

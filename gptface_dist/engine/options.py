@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
+
+from gptface_dist.errors import UserError
+
 
 @dataclass(frozen=True)
 class OptimizerOptions:
@@ -31,3 +35,23 @@ class LossWeights:
     """Masked image tokens."""
     match: float = 1.0
     """Image-text matching."""
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a step is computed; what is computed stays the same, but for rounding."""
+
+    dtype: str = "float32"
+    """Of weights and activations: ``float32`` or ``bfloat16``. The optimizer always keeps weights and moments in float32."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"engine.dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """``dtype`` as torch names it."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
