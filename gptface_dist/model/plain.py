@@ -10,6 +10,7 @@ M masked tokens.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -154,6 +155,19 @@ class GPTFace(nn.Module):
         self.final_norm = nn.LayerNorm(options.hidden, options.norm_eps)
         self.token_head = TokenHead(vocabulary.size, options)
         self.match_head = MatchHead(options)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: Path | str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> "GPTFace":
+        """The model of a release's folder; :func:`gptface_dist.release.load` gives its tokenizers too.
+
+        ``dtype`` is as stored by default. :class:`UserError` where the folder is no release or is damaged.
+        """
+        # Releases are made of this class, so it cannot know them before it exists.
+        from gptface_dist.release.reader import load
+
+        return load(path, dtype, device).model
 
     def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
         """Int64 [B, L], [B, L], [B, L, 2], [B] -> features [B, L, H]. Tokens from ``lengths`` on are padding."""

@@ -1,0 +1,131 @@
+"""Where a release comes from: kept in its ``config.json``, told to people in its ``README.md``."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gptface_dist.model.options import ModelOptions
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Card:
+    """Provenance of a release; what is not known stays unknown, and the model card says so."""
+
+    name: str = "GPTFace"
+    """What people call it."""
+    license: str = UNKNOWN
+    """Licence of the weights: an identifier of the Hugging Face hub, such as ``mit``, or words."""
+    data_license: str = UNKNOWN
+    """Licence of what it was trained on."""
+    data: list[str] = field(default_factory=list)
+    """What it was trained on, one source an entry."""
+    step: int | None = None
+    """Optimizer steps."""
+    samples: int | None = None
+    """Samples trained on."""
+    tokens: int | None = None
+    """Tokens trained on, without padding."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Last losses and metrics, by name."""
+    layout: str | None = None
+    """How the run was laid out over processes, in words."""
+    average: bool = False
+    """Whether the weights are a running average over steps instead of the last step's."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of the software that trained it."""
+    parity: dict[str, float] = field(default_factory=dict)
+    """Relative error of the logits of text, image and match to those that the training run recorded."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The training run's resolved configuration."""
+
+
+def markdown(
+    card: Card, options: ModelOptions, vocabulary: Vocabulary, parameters: int, grid: tuple[int, int], dtype: str
+) -> str:
+    """The model card, with the hub's front matter."""
+    # The hub knows a fixed list of licence identifiers; anything else is `other` with a name.
+    licence = (
+        ["license: other", f"license_name: {_yaml(card.license)}"]
+        if " " in card.license
+        else [f"license: {_yaml(card.license)}"]
+    )
+    head = ["---", *licence, "library_name: gptface_dist", "pipeline_tag: text-to-image", "tags: [gptface, faces]", "---"]
+    losses = [f"| {name} | {value:.6g} |" for name, value in card.losses.items()]
+    facts = {
+        "Parameters": f"{parameters:,} ({dtype})",
+        "Transformer": f"{options.layers} layers, width {options.hidden}, {options.heads} heads, "
+        f"feed-forward {options.ffn} ({options.activation}{', QK-norm' if options.qk_norm else ''})",
+        "Vocabulary": f"{vocabulary.size:,}: {vocabulary.text_size:,} of text, {vocabulary.image_codes:,} of images, specials",
+        "Images": f"{grid[0]} x {grid[1]} codes",
+        "Longest text": f"{options.text_positions - 3} tokens",
+        "Weights": "running average over steps" if card.average else "of the last step",
+        "Steps": _number(card.step),
+        "Samples": _number(card.samples),
+        "Tokens": _number(card.tokens),
+        "Layout": card.layout or UNKNOWN,
+        "Versions": ", ".join(f"{name} {version}" for name, version in card.versions.items()) or UNKNOWN,
+        "Licence of the weights": card.license,
+        "Licence of the data": card.data_license,
+    }
+    lines = [
+        *head,
+        "",
+        f"# {card.name}",
+        "",
+        "One bidirectional transformer that reads and writes text and face images, a reconstruction of Li et al.,",
+        '["GPTFace"](https://arxiv.org/abs/2510.18345): the sizes and hyper-parameters of that paper are not public.',
+        "",
+        "    from gptface_dist import release",
+        "    found = release.load(FOLDER)  # .model, .text, .image, .vocabulary",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+        "",
+        "## Training data",
+        "",
+        *([f"- {source}" for source in card.data] or ["Unknown."]),
+        "",
+        "## Last losses",
+        "",
+        *(["| | |", "|---|---|", *losses] if losses else ["Unknown."]),
+        "",
+        "## Checked",
+        "",
+        _parity(card),
+        "",
+        "`manifest.json` has the SHA-256 of every file; `gptface inspect FOLDER --verify` compares them.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _parity(card: Card) -> str:
+    if not card.parity:
+        return "Saved from the plain model itself: there was no training checkpoint to compare with."
+    errors = ", ".join(f"{name} {error:.1e}" for name, error in card.parity.items())
+    which = "the last step's weights" if card.average else "these weights"
+    return (
+        f"The plain model with {which} gives the logits that the distributed model gave when the checkpoint was written, on a "
+        f"fixed batch, up to a relative error of: {errors}."
+    )
+
+
+def _number(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def _yaml(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ") + '"'
+
+
+def to_json(card: Card) -> dict[str, Any]:
+    """As JSON."""
+    return asdict(card)
+
+
+def from_json(raw: dict[str, Any]) -> Card:
+    """Read what :func:`to_json` gave; keys of newer versions are left out. ``TypeError`` where it is no mapping."""
+    return Card(**{name: raw[name] for name in Card.__dataclass_fields__ if name in raw})

@@ -1,0 +1,93 @@
+"""``config.json`` of a release: what the model is, in a form that Hugging Face's ``AutoConfig`` reads too."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptface_dist.errors import UserError
+from gptface_dist.files import write_atomically
+from gptface_dist.model.options import ModelOptions
+from gptface_dist.release import card as cards
+from gptface_dist.release.card import Card
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+
+CONFIG_NAME = "config.json"
+FORMAT = "gptface-release-1"
+MODEL_TYPE = "gptface"
+ARCHITECTURE = "GPTFaceModel"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ReleaseConfig:
+    """What a release says of itself."""
+
+    options: ModelOptions
+    """Size and form of the model."""
+    vocabulary: Vocabulary
+    """The joint ids, and which tokenizers they are of."""
+    grid: tuple[int, int]
+    """Rows and columns of image codes that it was trained on."""
+    dtype: str
+    """Of the stored weights: a key of :data:`DTYPES`."""
+    card: Card
+    """Where it comes from."""
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        raw = {
+            "model_type": MODEL_TYPE,
+            "architectures": [ARCHITECTURE],
+            "dtype": self.dtype,
+            "format": FORMAT,
+            "options": asdict(self.options),
+            "vocabulary": asdict(self.vocabulary),
+            "grid": list(self.grid),
+            "training": cards.to_json(self.card),
+        }
+        write_atomically(path, json.dumps(raw, indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "ReleaseConfig":
+        """Read ``folder/config.json``; :class:`UserError` where the folder is no release or one of another format."""
+        path = folder / CONFIG_NAME
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder: give that of a release, as `gptface convert` writes it")
+        if not path.is_file():
+            raise UserError(f"{folder} holds no {CONFIG_NAME}: give the folder of a release, as `gptface convert` writes it")
+        try:
+            raw = json.loads(path.read_bytes())
+            kind = raw.get("model_type") or raw.get("_class_name")
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path} is no configuration ({error}): get the release again") from None
+        if kind != MODEL_TYPE:
+            raise UserError(f"{path} describes a model of type {kind!r}, not {MODEL_TYPE!r}: give a GPTFace release")
+        if raw.get("format") != FORMAT:
+            raise UserError(f"{path} has the format {raw.get('format')!r}, not {FORMAT!r}: use the gptface_dist of its making")
+        try:
+            return cls.from_json(raw)
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} contradicts itself ({type(error).__name__}: {error}): get the release again") from None
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "ReleaseConfig":
+        """The content of ``config.json``; :class:`UserError`, ``KeyError`` or ``TypeError`` where something is amiss."""
+        rows, columns = (int(side) for side in raw["grid"])
+        options = ModelOptions(**raw["options"])
+        if not (1 <= rows <= options.rows and 1 <= columns <= options.columns):
+            raise UserError(f"a grid of {rows} x {columns} codes, but places for {options.rows} x {options.columns}")
+        if raw["dtype"] not in DTYPES:
+            raise UserError(f"dtype {raw['dtype']!r} is none of {', '.join(DTYPES)}")
+        vocabulary = Vocabulary(**raw["vocabulary"])
+        return cls(options, vocabulary, (rows, columns), raw["dtype"], cards.from_json(raw["training"]))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` or ``bfloat16``; :class:`UserError` for a dtype that releases do not come in."""
+    for name, known in DTYPES.items():
+        if dtype == known:
+            return name
+    raise UserError(f"a release is float32 or bfloat16, not {str(dtype).removeprefix('torch.')}")

@@ -1,0 +1,174 @@
+"""A model's weights as safetensors files in Hugging Face's convention, written and read a tensor at a time.
+
+One file ``model.safetensors``, or ``model-00001-of-0000n.safetensors`` and ``model.safetensors.index.json``. The library
+writes a file from tensors that are all in memory; here each passes through alone. Format:
+https://huggingface.co/docs/safetensors (8 bytes of header length, JSON header, the tensors' bytes without gaps).
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gptface_dist.errors import UserError
+from gptface_dist.files import write_atomically
+
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+"""Hugging Face's customary size of a file."""
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+
+Table = Mapping[str, tuple[int, ...]]
+"""Name -> shape, in the order of writing."""
+
+
+def check_table(names: Mapping[str, object], table: Table, origin: str) -> None:
+    """:class:`UserError` unless exactly the tensors of the table are there; ``origin`` is named in it."""
+    for what, found in (("lacks", table.keys() - names.keys()), ("has unknown tensors:", names.keys() - table.keys())):
+        if found:
+            shown = ", ".join(sorted(found)[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+            raise UserError(f"{origin} {what} {shown}: it is not of this model or this version")
+
+
+def write(
+    folder: Path,
+    table: Table,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
+    done: Callable[[int], None] = lambda values: None,
+) -> dict[str, str]:
+    """Write the table's tensors as ``dtype``; each is asked for once, in the table's order, and let go.
+
+    Args:
+        folder: where the files go.
+        table: what to write.
+        tensors: where it comes from, of any floating dtype.
+        dtype: float32 or bfloat16 (rounded to nearest, ties to even).
+        shard_bytes: a file ends before it becomes larger, unless one tensor alone is.
+        done: is told of the values written.
+
+    Returns:
+        SHA-256 of each file, by name.
+    """
+    if sys.byteorder != "little":
+        raise UserError("safetensors are little-endian: write them on another machine than this big-endian one")
+    files = _plan(table, dtype.itemsize, shard_bytes)
+    hashes = {name: _write_file(folder / name, held, tensors, dtype, done) for name, held in files.items()}
+    if len(files) > 1:
+        total = dtype.itemsize * sum(torch.Size(shape).numel() for shape in table.values())
+        where = {tensor: name for name, held in files.items() for tensor in held}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        write_atomically(folder / INDEX_NAME, json.dumps(index, indent=1) + "\n")
+    return hashes
+
+
+def _plan(table: Table, itemsize: int, shard_bytes: int) -> dict[str, Table]:
+    """Which tensors go to which file, in order."""
+    files: list[dict[str, tuple[int, ...]]] = [{}]
+    filled = 0
+    for name, shape in table.items():
+        size = itemsize * torch.Size(shape).numel()
+        if files[-1] and filled + size > shard_bytes:
+            files.append({})
+            filled = 0
+        files[-1][name] = shape
+        filled += size
+    if len(files) == 1:
+        return {SINGLE_NAME: files[0]}
+    return {f"model-{i:05d}-of-{len(files):05d}.safetensors": held for i, held in enumerate(files, 1)}
+
+
+def _write_file(path: Path, held: Table, tensors: Mapping[str, Tensor], dtype: torch.dtype, done: Callable[[int], None]) -> str:
+    # transformers refuses files that do not say which framework's tensors they hold.
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in held.items():
+        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in (len(text).to_bytes(8, "little"), text):
+            file.write(part)
+            digest.update(part)
+        for name, shape in held.items():
+            tensor = tensors[name].detach()
+            if tuple(tensor.shape) != shape:
+                raise UserError(f"{name} has the shape {tuple(tensor.shape)}, the model wants {shape}: it is another's")
+            data = tensor.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data
+            file.write(data)
+            digest.update(data)
+            done(tensor.numel())
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of a release by name, read when asked for.
+
+    A tensor is mapped from its file, so a rank that copies only its shard of it reads only those pages. It is as stored, on
+    the CPU; changing it changes no file.
+    """
+
+    def __init__(self, folder: Path):
+        """Read names, shapes and dtypes; :class:`UserError` where a file is missing or damaged."""
+        self.files = _files(folder)
+        """Names of the safetensors files."""
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Shape of each tensor."""
+        self.dtypes: dict[str, str] = {}
+        """Dtype of each tensor in safetensors' words: F32, BF16."""
+        self._where: dict[str, Path] = {}
+        for path in (folder / name for name in self.files):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                        part = file.get_slice(name)
+                        self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
+                        self._where[name] = path
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path} is no whole safetensors file ({_line(error)}): get the release again") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        path = self._where[name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({_line(error)}): get the release again") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+
+def _files(folder: Path) -> list[str]:
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        if not (folder / SINGLE_NAME).is_file():
+            raise UserError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}: its weights are missing, get it again")
+        return [SINGLE_NAME]
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index ({type(error).__name__}: {error}): get the release again") from None
+    for name in names:
+        if not isinstance(name, str) or "/" in name or not (folder / name).is_file():
+            raise UserError(f"{folder / str(name)} is missing, but {INDEX_NAME} names it: get the release again")
+    return names
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
