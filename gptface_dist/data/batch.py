@@ -35,7 +35,7 @@ class BatchOptions:
     """Every padded length is a multiple of this: of the tensor-parallel size under sequence parallelism, and of what
     kernels like."""
     swap_share: float = 0.5
-    """Probability that a sample's image is another sample's (image-text matching)."""
+    """Probability that the image of a sample with a caption is another sample's (image-text matching)."""
 
     def __post_init__(self) -> None:
         if self.text_length < 1 or self.buckets < 1 or self.multiple_of < 1:
@@ -97,11 +97,11 @@ class _Draws:
     """What chance decided for one sample."""
 
     caption: np.ndarray
-    """int32 [length]: the chosen caption, cut."""
+    """int32 [length]: the chosen caption, cut; of length 0 where it is dropped."""
     text_mask: tuple[np.ndarray, np.ndarray]
-    """Chosen tokens and their actions: :func:`masking.mask_text`."""
+    """Chosen tokens and their actions: :func:`masking.mask_text`, or :func:`masking.mask_caption`."""
     image_mask: np.ndarray
-    """Bool [H, W]: :func:`masking.mask_image`."""
+    """Bool [H, W]: :func:`masking.mask_image`, or none where captioning is trained."""
     random_ids: np.ndarray
     """int64 [k]: text ids for the k tokens that become random ones."""
     swap: float
@@ -149,20 +149,29 @@ class BatchBuilder:
     def _draw(self, sample: Delivered[TokenSample]) -> _Draws:
         """All that is random about a sample, in a fixed order of draws."""
         rng = random("sample", self._seed, sample.origin.epoch, sample.origin.key)
-        which, swap, partner = rng.random(3).tolist()
+        which, swap, partner, task = rng.random(4).tolist()
         caption = sample.value.caption(int(which * len(sample.value.captions)))[: self._options.text_length]
-        text_mask = masking.mask_text(len(caption), self._masking, rng)
-        image_mask = masking.mask_image(*self._grid, self._masking, rng)
+        if task < self._masking.caption_share:
+            text_mask = masking.mask_caption(len(caption), rng)
+            image_mask = np.zeros(self._grid, dtype=bool)
+        else:
+            if task >= 1 - self._masking.drop_share:
+                caption = caption[:0]
+            text_mask = masking.mask_text(len(caption), self._masking, rng)
+            image_mask = masking.mask_image(*self._grid, self._masking, rng)
         random_ids = rng.integers(self._vocabulary.text_size, size=int((text_mask[1] == masking.RANDOM).sum()))
         return _Draws(caption, text_mask, image_mask, random_ids, swap, partner)
 
     def _partners(self, samples: list[Delivered[TokenSample]], draws: list[_Draws]) -> list[int]:
-        """Whose image each sample gets: its own, or one that its caption, cut as it is, does not describe."""
+        """Whose image each sample gets: its own, or one that its caption, cut as it is, does not describe.
+
+        A dropped caption says nothing, which is true of every image: such a sample keeps its own and counts as matched.
+        """
         length = self._options.text_length
         partners = list(range(len(samples)))
         described = [_texts(sample.value.captions[:, :length]) for sample in samples]
         for own, drawn in enumerate(draws):
-            if drawn.swap < self._options.swap_share:
+            if len(drawn.caption) and drawn.swap < self._options.swap_share:
                 caption = drawn.caption.tobytes()
                 others = [i for i, captions in enumerate(described) if caption not in captions]
                 if others:

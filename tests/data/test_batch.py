@@ -17,9 +17,14 @@ from gptface_dist.errors import UserError
 from gptface_dist.sequence import IGNORE, IMAGE, PADDING, TEXT
 from tests.corpus import GRID, VOCABULARY, source, write_tokens
 
+BOTH = MaskingOptions(caption_share=0, drop_share=0)
+"""Masks both text and image of every sample."""
 
-def builder(options: BatchOptions | None = None, seed: int = 0, grid: tuple[int, int] = GRID) -> BatchBuilder:
-    return BatchBuilder(VOCABULARY, grid, seed, MaskingOptions(), options or BatchOptions(text_length=32))
+
+def builder(
+    options: BatchOptions | None = None, seed: int = 0, grid: tuple[int, int] = GRID, masking: MaskingOptions = BOTH
+) -> BatchBuilder:
+    return BatchBuilder(VOCABULARY, grid, seed, masking, options or BatchOptions(text_length=32))
 
 
 def block(captions: list[list[list[int]]], grid: tuple[int, int] = GRID, epoch: int = 0) -> Block[TokenSample]:
@@ -136,7 +141,7 @@ def test_partners_are_uniform() -> None:
 )
 def test_identical_captions_never_form_a_negative_pair(captions: list[list[list[int]]], epoch: int) -> None:
     # Every token chosen for prediction is kept as it is, so that the caption can be read off the batch.
-    kept = MaskingOptions(mask_share=0, random_share=0)
+    kept = MaskingOptions(mask_share=0, random_share=0, caption_share=0, drop_share=0)
     make = BatchBuilder(VOCABULARY, GRID, 0, kept, BatchOptions(text_length=2, swap_share=0.9))
     batch = make([block(captions, epoch=epoch)])
     for i, image in enumerate(swapped(batch)):
@@ -161,10 +166,56 @@ def test_a_caption_that_is_one_of_the_others_is_no_negative() -> None:
     assert seen[0] == {0, 2}
 
 
+def masked_shares(masking: MaskingOptions, epochs: int) -> np.ndarray:
+    """[samples, 4]: share of text and of image that is [MASK], length of the text, and whether the pair is matched."""
+    found = []
+    for epoch in range(epochs):
+        batch = builder(masking=masking)([block([[[i] * 20] for i in range(8)], epoch=epoch)])
+        for i in range(8):
+            length = int(batch.lengths[i]) - 3 - GRID[0] * GRID[1]
+            hidden = batch.tokens[i] == VOCABULARY.mask_id
+            image = hidden[batch.segments[i] == IMAGE].mean()
+            found.append((hidden[1 : 1 + length].mean() if length else 0, image, length, batch.matched[i]))
+    return np.array(found)
+
+
+def test_captioning_samples_have_a_whole_image_and_a_text_masked_by_the_cosine_law() -> None:
+    text, image, length, matched = masked_shares(MaskingOptions(caption_share=1, drop_share=0), 200).T
+    assert not image.any()
+    assert (length == 20).all()
+    # The mean of the cosine law, of which ceil makes half a token more.
+    assert text.mean() == pytest.approx(2 / np.pi + 0.5 / 20, abs=0.03)
+    assert text.min() >= 1 / 20
+    assert (text == 1).mean() > 0.1
+    assert matched.mean() == pytest.approx(0.5, abs=0.05), "swapped like the others"
+
+
+def test_dropped_captions_leave_the_image_alone_and_are_never_swapped() -> None:
+    batch = builder(masking=MaskingOptions(caption_share=0, drop_share=1))([block([[[i] * 20] for i in range(8)])])
+    for i in range(8):
+        assert batch.tokens[i, :2].tolist() == [VOCABULARY.cls_id, VOCABULARY.sep_id]
+        assert batch.lengths[i] == 3 + GRID[0] * GRID[1]
+        predicted = batch.labels[i] != IGNORE
+        assert predicted.any()
+        assert (batch.labels[i][predicted] == VOCABULARY.image_offset + i).all()
+        assert (batch.segments[i][predicted] == IMAGE).all()
+    assert batch.matched.all(), "an empty caption is true of every image"
+    assert swapped(batch) == list(range(8))
+
+
+def test_shares_of_samples_are_those_of_the_options() -> None:
+    _, image, length, matched = masked_shares(MaskingOptions(caption_share=0.3, drop_share=0.2), 400).T
+    # Standard error of a share is below 0.009 here.
+    assert (image == 0).mean() == pytest.approx(0.3, abs=0.035)
+    assert (length == 0).mean() == pytest.approx(0.2, abs=0.035)
+    assert not ((image == 0) & (length == 0)).any()
+    assert matched[length > 0].mean() == pytest.approx(0.5, abs=0.045)
+
+
 def test_masks_depend_on_seed_epoch_and_key_only(tmp_path: Path) -> None:
     """A sample met in another block, among others, has the same caption and the same masks."""
     write_tokens(tmp_path, [64])
-    make = builder(BatchOptions(text_length=32, swap_share=0))
+    make = builder(BatchOptions(text_length=32, swap_share=0), masking=MaskingOptions())
     found: list[dict[str, bytes]] = []
     for size in (4, 16):
         reader = BlockReader([source(tmp_path)], TokenDecoder(VOCABULARY), StreamOptions(block=size, streams=2))

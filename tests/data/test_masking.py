@@ -11,7 +11,8 @@ from gptface_dist.data.masking import (
     RANDOM,
     MaskingOptions,
     budget,
-    image_ratio,
+    cosine_ratio,
+    mask_caption,
     mask_image,
     mask_text,
     span_law,
@@ -108,7 +109,27 @@ def test_image_ratios_follow_the_cosine_law() -> None:
     assert np.abs(found - (1 - 2 / np.pi * np.arccos(grid))).max() < 1.63 / np.sqrt(len(ratios))
     assert ratios.mean() == pytest.approx(2 / np.pi, abs=0.02)
     assert (ratios == 1).mean() > 0.03, "complete masks must occur: generation from nothing is trained on them"
-    assert image_ratio(0.0) == 1.0
+    assert cosine_ratio(0.0) == 1.0
+
+
+@settings(max_examples=200, deadline=None)
+@given(length=st.integers(0, 128), seed=st.integers(0, 10**6))
+def test_captions_have_as_many_tokens_masked_as_their_ratio_says(length: int, seed: int) -> None:
+    chosen, action = mask_caption(length, random(seed))
+    assert chosen.shape == action.shape == (length,)
+    assert chosen.sum() == np.ceil(np.cos(np.pi / 2 * random(seed).random()) * length) >= min(length, 1)
+    assert (action == np.where(chosen, MASK, KEEP)).all()
+
+
+def test_caption_ratios_follow_the_cosine_law_and_places_are_alike() -> None:
+    rng = random("captions")
+    masks = np.array([mask_caption(40, rng)[0] for _ in range(4000)])
+    ratios = masks.mean(axis=1)
+    grid = np.arange(41) / 40
+    found = (ratios[:, None] <= grid).mean(axis=0)
+    assert np.abs(found - (1 - 2 / np.pi * np.arccos(grid))).max() < 1.63 / np.sqrt(len(ratios))
+    assert (ratios == 1).mean() > 0.08, "complete masks must occur: captioning from nothing is trained on them"
+    assert np.ptp(masks.mean(axis=0)) < 0.08
 
 
 def neighbours(masked: np.ndarray) -> float:
@@ -133,7 +154,17 @@ def test_every_image_token_is_masked_about_as_often() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"text_ratio": 0}, {"text_ratio": 1.1}, {"span_p": 0}, {"span_longest": 0}, {"mask_share": 0.95}, {"block_aspect": 0.5}],
+    [
+        {"text_ratio": 0},
+        {"text_ratio": 1.1},
+        {"span_p": 0},
+        {"span_longest": 0},
+        {"mask_share": 0.95},
+        {"block_aspect": 0.5},
+        {"caption_share": -0.1},
+        {"caption_share": 0.95},
+        {"drop_share": 0.85},
+    ],
 )
 def test_impossible_options_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong)).split("_")[0]):
