@@ -11,48 +11,15 @@ import omegaconf
 import yaml
 from omegaconf import OmegaConf
 
-from gptface_dist.data.batch import BatchOptions
-from gptface_dist.data.masking import MaskingOptions
-from gptface_dist.data.stream import StreamOptions
+from gptface_dist.data.options import DataConfig
+from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.errors import UserError
+from gptface_dist.layout import Layout
+from gptface_dist.model.options import ModelOptions
+from gptface_dist.training.options import EvaluationOptions, RunOptions, TrackingOptions
+from gptface_dist.training.schedule import ScheduleOptions
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """One source of training data."""
-
-    path: str
-    """Folder, or URL of a folder, of token shards."""
-    weight: float = 1.0
-    """Share of the run's blocks, relative to the other sources' weights."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What a run reads, and in which order."""
-
-    tokenizers: str
-    """Folder of the tokenizers that made the tokens (``vocabulary.json``)."""
-    sources: list[SourceConfig]
-    """The token shards."""
-    global_batch: int = 256
-    """Samples of one optimizer step, over all ranks."""
-    micro_batch: int = 8
-    """Samples of one forward pass on one rank; a multiple of ``order.block``."""
-    order: StreamOptions = field(default_factory=StreamOptions)
-    """Seed and order of the samples."""
-    masking: MaskingOptions = field(default_factory=MaskingOptions)
-    """What is to be predicted."""
-    batch: BatchOptions = field(default_factory=BatchOptions)
-    """Lengths and pairs."""
-    workers: int = 2
-    """Worker processes a rank; 0 prepares batches in the training process. Changes nothing in the batches."""
-    skip_list: str | None = None
-    """File of sample keys to leave out, one a line."""
-    max_bad_fraction: float = 0.01
-    """Share of unreadable samples past which the run stops."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +28,57 @@ class Config:
 
     data: DataConfig
     """What it reads."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    """What is trained; in a file also the name of another one, relative to it: ``model: models/base.yaml``."""
+    layout: Layout = field(default_factory=Layout)
+    """How it is laid out over processes."""
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    """How a step is computed."""
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    """AdamW and clipping."""
+    loss: LossWeights = field(default_factory=LossWeights)
+    """What the three losses weigh."""
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    """The learning rate over time."""
+    run: RunOptions = field(default_factory=RunOptions)
+    """Length, seed and place of the run."""
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    """Held-out data."""
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
+    """mlflow."""
+
+    def __post_init__(self) -> None:
+        self.schedule.check(self.run.steps)
 
 
 def load(kind: type[T], path: Path, overrides: list[str]) -> T:
     """Read a YAML file as the dataclass ``kind``; ``overrides`` are ``key.key=value``, the last one wins.
 
+    A part that is the name of a YAML file is read from there, relative to the file that names it; an override that names
+    one, relative to the working folder.
+
     :class:`UserError` names the file and the key for unknown keys, missing ones and values of a wrong type.
     """
+    loaded = _part(_read(path), path.parent)
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise UserError(f"override {override!r} is not of the form key=value")
+    try:
+        # Whole files first, so that `model=models/base.yaml model.layers=2` changes the file's layers.
+        names = [override for override in overrides if override.endswith((".yaml", ".yml"))]
+        values = [override for override in overrides if override not in names]
+        for name in names:
+            loaded.update(_part(OmegaConf.from_dotlist([name]), Path()))
+        merged = OmegaConf.merge(OmegaConf.structured(kind), loaded, OmegaConf.from_dotlist(values))
+        found: Any = OmegaConf.to_object(merged)
+    except (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError) as error:
+        key = getattr(error, "full_key", None)
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}{f', key {key}' if key else ''}: {reason}") from None
+    return found
+
+
+def _read(path: Path) -> omegaconf.DictConfig:
     try:
         loaded = OmegaConf.load(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -76,14 +87,12 @@ def load(kind: type[T], path: Path, overrides: list[str]) -> T:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, omegaconf.DictConfig):
         raise UserError(f"{path} is a list: a configuration is a mapping of keys to values")
-    for override in overrides:
-        if "=" not in override or override.startswith("="):
-            raise UserError(f"override {override!r} is not of the form key=value")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), loaded, OmegaConf.from_dotlist(overrides))
-        found: Any = OmegaConf.to_object(merged)
-    except (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError) as error:
-        key = getattr(error, "full_key", None)
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path}{f', key {key}' if key else ''}: {reason}") from None
-    return found
+    return loaded
+
+
+def _part(loaded: omegaconf.DictConfig, folder: Path) -> omegaconf.DictConfig:
+    """The configuration with the parts that are names of YAML files read from those."""
+    for key, value in loaded.items():
+        if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+            loaded[key] = _read(folder / value)
+    return loaded

@@ -1,7 +1,11 @@
 """The device and backend of this process, and what megatron-core needs where there is no CUDA."""
 
 import contextlib
+import logging
+import os
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,4 +42,19 @@ class _CudaMeansCpu(TorchFunctionMode):
 def schedules() -> Iterator[None]:
     """Around megatron-core's schedules: on a host without CUDA, their tensors are made on the CPU."""
     with contextlib.nullcontext() if torch.cuda.is_available() else _CudaMeansCpu():
+        yield
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Around what makes DeepSpeed and megatron-core greet every process (0.19.8, 0.16.1): on standard output, by their loggers,
+    and by warnings of packages that are optional. Warnings of theirs stay out afterwards as well, errors never.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", module=r"(megatron|deepspeed)\.")
+    # DeepSpeed 0.19.8 calls torch 2.13's collectives by their earlier names; told once a call.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         yield

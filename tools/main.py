@@ -6,7 +6,7 @@ import typer
 
 import gptface_dist
 from gptface_dist.errors import UserError
-from gptface_dist.tools import bench, data, faces, parity, tokenizer
+from gptface_dist.tools import bench, data, faces, parity, tokenizer, train
 
 _INTERRUPTED = 130
 
@@ -21,6 +21,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(faces.app, name="faces")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.command("parity")(parity.parity)
+app.command("train")(train.train)
 
 
 def _version(wanted: bool) -> None:

@@ -1,17 +1,29 @@
 """Starting and ending the process groups of a layout."""
 
 import datetime
+from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
 from gptface_dist import host
 from gptface_dist.layout import Layout
+from gptface_dist.place import Place
+
+
+def join(place: Place, store: Any, timeout_s: float) -> None:
+    """Form the world of all processes that meet in ``store``; on GPUs, each takes the one of its local rank."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place.local_rank)
+    place.export()
+    timeout = datetime.timedelta(seconds=timeout_s)
+    dist.init_process_group(host.backend(), store=store, rank=place.rank, world_size=place.world, timeout=timeout)
 
 
 def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
-    """Process groups for a layout that was checked; ranks come from the environment (torchrun's variables)."""
+    """Process groups for a layout that was checked; without a world (:func:`join`), torchrun's variables describe it."""
     host.without_cuda()
     deepspeed.init_distributed(host.backend(), timeout=datetime.timedelta(seconds=timeout_s), verbose=False)
     parallel_state.initialize_model_parallel(
@@ -28,3 +40,15 @@ def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
 def stop_layout() -> None:
     """End the groups of a layout; the world stays."""
     parallel_state.destroy_model_parallel()
+
+
+def data() -> dist.ProcessGroup:
+    """The ranks that hold the same part of the model and read other data."""
+    return parallel_state.get_data_parallel_group()
+
+
+def stop() -> None:
+    """End the world; this process may start another one."""
+    deepspeed.comm.destroy_process_group()
+    # DeepSpeed would take the ended world for a running one.
+    deepspeed.comm.comm.cdb = None

@@ -1,0 +1,43 @@
+"""What a run reads."""
+
+from dataclasses import dataclass, field
+
+from gptface_dist.data.batch import BatchOptions
+from gptface_dist.data.masking import MaskingOptions
+from gptface_dist.data.stream import StreamOptions
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of training data."""
+
+    path: str
+    """Folder, or URL of a folder, of token shards."""
+    weight: float = 1.0
+    """Share of the run's blocks, relative to the other sources' weights."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run reads, and in which order."""
+
+    tokenizers: str
+    """Folder of the tokenizers that made the tokens (``vocabulary.json``)."""
+    sources: list[SourceConfig]
+    """The token shards."""
+    global_batch: int = 256
+    """Samples of one optimizer step, over all ranks."""
+    micro_batch: int = 8
+    """Samples of one forward pass on one rank; a multiple of ``order.block``."""
+    order: StreamOptions = field(default_factory=StreamOptions)
+    """Seed and order of the samples."""
+    masking: MaskingOptions = field(default_factory=MaskingOptions)
+    """What is to be predicted."""
+    batch: BatchOptions = field(default_factory=BatchOptions)
+    """Lengths and pairs."""
+    workers: int = 2
+    """Worker processes a rank; 0 prepares batches in the training process. Changes nothing in the batches."""
+    skip_list: str | None = None
+    """File of sample keys to leave out, one a line."""
+    max_bad_fraction: float = 0.01
+    """Share of unreadable samples past which the run stops."""

@@ -1,0 +1,56 @@
+"""Model FLOPs of a step, and what share of the device's peak they are.
+
+A multiply-add is 2 FLOPs. Counted are the matrix products that the model defines, on tokens that are not padding, with a
+backward pass of twice the forward pass; recomputed activations, norms, softmaxes and the optimizer are not counted
+(Chowdhery et al. 2022, appendix B, for what MFU leaves out).
+"""
+
+from dataclasses import dataclass
+
+from gptface_dist.model.options import ModelOptions
+
+TFLOPS = {
+    "NVIDIA A100-SXM4-40GB": {"bfloat16": 312.0},
+    "NVIDIA A100-SXM4-80GB": {"bfloat16": 312.0},
+    "NVIDIA A100 80GB PCIe": {"bfloat16": 312.0},
+    "NVIDIA H100 80GB HBM3": {"bfloat16": 989.4, "float8": 1978.9},
+    "NVIDIA H100 PCIe": {"bfloat16": 756.4, "float8": 1512.9},
+    "NVIDIA H200": {"bfloat16": 989.4, "float8": 1978.9},
+    "NVIDIA B200": {"bfloat16": 2250.0, "float8": 4500.0},
+}
+"""Dense peaks in TFLOP/s from NVIDIA's data sheets, by the name that CUDA gives the device."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step had to compute; numbers of several micro-batches and ranks add up."""
+
+    tokens: int
+    """Tokens, without padding."""
+    pairs: int
+    """Sum over sequences of their length squared: the pairs of tokens that attention looks at."""
+    text: int
+    """Masked text tokens."""
+    image: int
+    """Masked image tokens."""
+    sequences: int
+    """Sequences."""
+
+
+def model_flops(options: ModelOptions, text_ids: int, image_ids: int, work: Work) -> int:
+    """FLOPs of forward and backward pass.
+
+    Per token and layer ``8 H^2`` (queries, keys, values, projection) and ``4 H F`` (``6 H F`` with swiglu); per pair of
+    tokens and layer ``4 H`` (scores, weighted values); per masked token ``2 H^2 + 2 H V`` with V the ids of its modality;
+    per sequence ``2 H^2 + 4 H``; all times 3.
+    """
+    hidden = options.hidden
+    products = 3 if options.activation == "swiglu" else 2
+    layers = options.layers * (work.tokens * (8 * hidden**2 + 2 * products * hidden * options.ffn) + work.pairs * 4 * hidden)
+    masked = (work.text + work.image) * 2 * hidden**2 + 2 * hidden * (work.text * text_ids + work.image * image_ids)
+    return 3 * (layers + masked + work.sequences * (2 * hidden**2 + 4 * hidden))
+
+
+def peak_tflops(device: str, dtype: str) -> float | None:
+    """Dense peak of a device by CUDA's name for it and the precision of its matrix products; None where not known."""
+    return TFLOPS.get(device, {}).get(dtype)

@@ -1,0 +1,58 @@
+"""The folder of a run: whose it is, and the configuration that it keeps."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from gptface_dist.config import Config
+from gptface_dist.errors import UserError
+from gptface_dist.files import write_atomically
+
+NAME = "config.yaml"
+
+KEPT = ("model", "optimizer", "loss", "schedule", "run.seed", "data.global_batch", "data.order", "data.masking", "data.batch")
+"""Parts that make a run what it is. The rest may change from one start to the next: layout, paths, intervals."""
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The whole configuration, defaults included, as plain values."""
+    found: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    return found
+
+
+def claim(config: Config) -> None:
+    """Make the run's folder, or see that it is this run's, and write the configuration into it.
+
+    :class:`UserError` where the folder holds a run whose :data:`KEPT` parts are others: nothing is overwritten.
+    """
+    folder, now = Path(config.run.folder), resolved(config)
+    path = folder / NAME
+    try:
+        if path.exists():
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            for part in KEPT:
+                _compare(part, _at(before, part), _at(now, part), folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, yaml.safe_dump(now, sort_keys=False))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"run.folder {folder} cannot be used: {' '.join(str(error).split())}") from None
+
+
+def _at(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
+
+
+def _compare(key: str, before: Any, now: Any, folder: Path) -> None:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in now:
+            # A key that the earlier configuration does not have is new in this version.
+            if name in before:
+                _compare(f"{key}.{name}", before[name], now[name], folder)
+    elif before != now and before is not None:
+        raise UserError(
+            f"run.folder {folder} holds a run with {key}={before}, this one has {now}: choose another folder, or set it back"
+        )

@@ -1,0 +1,76 @@
+"""What a person watching rank 0 sees: a bar with loss, speed and time left; on a log, a line now and then."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gptface_dist.training.hook import Hook
+from gptface_dist.training.trainer import Trainer
+
+
+class ProgressBar(Hook):
+    """A bar on a terminal, else a line every ``run.log_every`` steps, on stderr; evaluations are always a line."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._began = 0.0
+        self._first = 0
+
+    def start(self, run: Trainer) -> None:
+        """Say what runs, and begin the bar."""
+        if run.place.rank:
+            return
+        total, self._first, self._began = run.config.run.steps, run.state.step, time.monotonic()
+        at = f", from step {run.state.step}" if run.state.step else ""
+        self._console.print(f"{run.parameters / 1e6:.2f} M parameters, {run.config.layout}, {total} steps{at}: {run.folder}")
+        if self._console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+            self._task = self._bar.add_task("", total=total, completed=run.state.step)
+            self._bar.start()
+
+    def after_step(self, run: Trainer, record: dict[str, float]) -> None:
+        """Move the bar, or write a line."""
+        if run.place.rank:
+            return
+        parts = [f"loss {record['loss']:.3f}", f"norm {record['norm']:.2f}", f"{record['tokens_per_s']:,.0f} tokens/s"]
+        if "mfu" in record:
+            parts.append(f"MFU {record['mfu']:.1%}")
+        step, total = run.state.step, run.config.run.steps
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=", ".join(parts))
+        elif step % run.config.run.log_every == 0 or step == total:
+            left = (time.monotonic() - self._began) / (step - self._first) * (total - step)
+            self._console.print(f"step {step}/{total}: {', '.join(parts)}, {_clock(left)} left")
+
+    def after_evaluation(self, run: Trainer, record: dict[str, float]) -> None:
+        """Write the evaluation down."""
+        if run.place.rank:
+            return
+        parts = []
+        for name in ("text", "image", "match"):
+            if f"loss/{name}" in record:
+                guess = f" (unigram {record[f'unigram/{name}']:.3f})" if f"unigram/{name}" in record else ""
+                parts.append(f"{name} {record[f'loss/{name}']:.3f}{guess}, {record[f'accuracy/{name}']:.1%} right")
+        self._console.print(f"held out, step {run.state.step}: loss {record['loss']:.3f}; {'; '.join(parts)}")
+
+    def stop(self, run: Trainer) -> None:
+        """Say how it ended."""
+        if run.place.rank == 0:
+            reason = f" ({run.stopped_by})" if run.stopped_by else ""
+            tokens = f"{run.state.tokens:,} tokens in {_clock(run.state.seconds)}"
+            self._console.print(f"{run.state.step} of {run.config.run.steps} steps done{reason}, {tokens}: {run.folder}")
+
+    def close(self, run: Trainer) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,137 @@
+"""The training loop: read a step's data, do an optimizer step, let the hooks act.
+
+``prepare`` shows the order in which a run is put together; ``Trainer.train`` is the loop.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from gptface_dist import host
+from gptface_dist.config import Config
+from gptface_dist.data.batch import BatchOptions
+from gptface_dist.data.loader import Deal
+from gptface_dist.data.training import TokenLoader, open_sources, read_vocabulary, token_loader
+from gptface_dist.engine import groups
+from gptface_dist.engine.engine import Engine
+from gptface_dist.errors import UserError
+from gptface_dist.model.names import count
+from gptface_dist.model.options import ModelOptions
+from gptface_dist.place import Place
+from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+from gptface_dist.training import folder
+from gptface_dist.training.evaluation import Evaluation
+from gptface_dist.training.failure import Watch
+from gptface_dist.training.hook import Hook, RunState
+from gptface_dist.training.meter import Meter, loss_metrics
+
+
+class Trainer:
+    """One run on one rank."""
+
+    def __init__(
+        self,
+        config: Config,
+        place: Place,
+        vocabulary: Vocabulary,
+        engine: Engine,
+        loader: TokenLoader,
+        evaluation: Evaluation | None,
+        hooks: Sequence[Hook],
+    ):
+        self.config, self.place, self.engine, self.vocabulary, self.hooks = config, place, engine, vocabulary, hooks
+        self.folder = Path(config.run.folder)
+        self.parameters = count(config.model, vocabulary)
+        """Trainable values of the whole model."""
+        self.state = RunState()
+        """Where the run stands; a hook may replace it in ``start``."""
+        self.stopped_by = ""
+        """Why a hook asked to stop; empty while none did."""
+        self._loader, self._evaluation = loader, evaluation
+        self._data_group = groups.data()
+        self._meter = Meter(config.model, vocabulary, config.layout, config.engine.dtype, engine.device)
+
+    def stop(self, reason: str) -> None:
+        """Stop after the present step. All ranks must ask at the same step."""
+        self.stopped_by = reason
+
+    def train(self) -> None:
+        """Go on from ``state`` to the last step."""
+        with contextlib.ExitStack() as ending:
+            for hook in self.hooks:
+                ending.callback(hook.close, self)
+                hook.start(self)
+            self.engine.before_update = self._meter.mark
+            steps = self._loader.steps(self.state.position)
+            while self.state.step < self.config.run.steps and not self.stopped_by:
+                for hook in self.hooks:
+                    hook.before_step(self)
+                self._meter.begin()
+                items, position = next(steps)
+                self._meter.mark()
+                batches = [item.tensors(self.engine.device) for item in items]
+                lr = self.config.optimizer.lr * self.config.schedule.factor(self.state.step, self.config.run.steps)
+                self.engine.set_lr(lr)
+                result = self.engine.step(batches)
+                record = {"loss": result.loss, **loss_metrics(result.sums), "norm": result.norm, "lr": lr}
+                record |= self._meter.end(batches, result.sums, self._data_group)
+                record |= {"bad_samples": self._loader.bad, "skipped_samples": self._loader.skipped}
+                self.state = replace(
+                    self.state,
+                    step=self.state.step + 1,
+                    position=position,
+                    samples=self.state.samples + self._meter.samples,
+                    tokens=self.state.tokens + self._meter.tokens,
+                    seconds=self.state.seconds + record["seconds"],
+                )
+                for hook in self.hooks:
+                    hook.after_step(self, record)
+                self._evaluate()
+            for hook in self.hooks:
+                hook.stop(self)
+
+    def _evaluate(self) -> None:
+        last = self.state.step == self.config.run.steps or self.stopped_by
+        if self._evaluation is None or (self.state.step % self.config.evaluation.every and not last):
+            return
+        record = self._evaluation()
+        for hook in self.hooks:
+            hook.after_evaluation(self, record)
+
+
+def prepare(config: Config, watch: Watch, hooks: Sequence[Hook]) -> Trainer:
+    """Put a run together on this rank: check everything, form process groups, then data, engine and hooks."""
+    place = watch.place
+    vocabulary = read_vocabulary(config.data)
+    _, grid = open_sources(config.data, vocabulary)
+    check_fit(config.model, config.data.batch, grid)
+    deal = Deal(config.data.global_batch, config.data.micro_batch, config.data.order.block, 0, max(1, config.layout.dp))
+    config.layout.check(place.world, config.model, deal.micro_batches, config.data.batch.multiple_of)
+    if place.rank == 0:
+        folder.claim(config)
+    groups.join(place, watch.store, config.run.timeout_s)
+    with host.hushed():
+        groups.start(config.layout, config.run.seed, config.run.timeout_s)
+    data_group = groups.data()
+    loader = token_loader(config.data, dist.get_rank(data_group), config.layout.dp)
+    engine = Engine(config.model, vocabulary, config.layout, config.run.seed, config.optimizer, config.loss, config.engine)
+    evaluation = Evaluation(config, vocabulary, engine, data_group) if config.evaluation.sources else None
+    return Trainer(config, place, vocabulary, engine, loader, evaluation, hooks)
+
+
+def check_fit(model: ModelOptions, batch: BatchOptions, grid: tuple[int, int]) -> None:
+    """Refuse a model whose tables of positions are too small for the data."""
+    longest = batch.text_length + SPECIALS_PER_SEQUENCE
+    if longest > model.text_positions:
+        raise UserError(
+            f"data.batch.text_length {batch.text_length} and {SPECIALS_PER_SEQUENCE} specials need model.text_positions of "
+            f"at least {longest}, got {model.text_positions}"
+        )
+    if grid[0] > model.rows or grid[1] > model.columns:
+        raise UserError(
+            f"images of {grid[0]}x{grid[1]} codes do not fit model.rows {model.rows} x model.columns {model.columns}"
+        )
