@@ -171,8 +171,11 @@ class GPTFace(nn.Module):
 
     def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
         """Int64 [B, L], [B, L], [B, L, 2], [B] -> features [B, L, H]. Tokens from ``lengths`` on are padding."""
-        seen = torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
-        x_BLH = self.embeddings(tokens, segments, positions)
+        return self.encode(self.embeddings(tokens, segments, positions), lengths)
+
+    def encode(self, x_BLH: Tensor, lengths: Tensor) -> Tensor:
+        """Embeddings [B, L, H], int64 [B] -> features [B, L, H]: :meth:`forward` for those who mix embeddings of their own."""
+        seen = torch.arange(x_BLH.shape[1], device=x_BLH.device) < lengths.unsqueeze(1)
         x_BLH = F.dropout(x_BLH, self.options.hidden_dropout, self.training)
         for layer in self.layers:
             x_BLH = layer(x_BLH, seen[:, None, None, :])
