@@ -76,11 +76,15 @@ class Probe:
     dtype: str
     """What the model computed in: ``float32`` or ``bfloat16``."""
 
-    def save(self, path: Path) -> None:
-        """Write as safetensors: the fields of the batch, and ``logits.text``, ``logits.image`` and ``logits.match``."""
+    def content(self) -> bytes:
+        """The file: safetensors named as the fields of the batch, ``logits.text``, ``logits.image`` and ``logits.match``."""
         tensors = {**vars(self.batch), **{f"logits.{name}": logits for name, logits in vars(self.logits).items()}}
         data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomically(path, save(data, {"format": PROBE_FORMAT, "dtype": self.dtype}))
+        return save(data, {"format": PROBE_FORMAT, "dtype": self.dtype})
+
+    def save(self, path: Path) -> None:
+        """Write :meth:`content`, whole or not at all."""
+        write_atomically(path, self.content())
 
     @classmethod
     def load(cls, path: Path, vocabulary: Vocabulary) -> "Probe":
@@ -144,9 +148,7 @@ def probe_batch(
 
 @torch.no_grad()
 def run(model: GPTFace, batch: ProbeBatch) -> Logits:
-    """What the plain model gives, computed where its weights are and in their dtype, without dropout. On the CPU."""
-    device = next(model.parameters()).device
-    batch = ProbeBatch(*(tensor.to(device) for tensor in vars(batch).values()))
+    """What the plain model gives, without dropout, in the dtype of its weights. Model and batch lie on one device."""
     training = model.training
     model.eval()
     try:
@@ -155,7 +157,7 @@ def run(model: GPTFace, batch: ProbeBatch) -> Logits:
             model.token_logits(features[batch.rows(ids)], ids)
             for ids in (model.vocabulary.text_range, model.vocabulary.image_range)
         )
-        return Logits(*(logits.float().cpu() for logits in (text, image, model.match_logits(features))))
+        return Logits(*(logits.float() for logits in (text, image, model.match_logits(features))))
     finally:
         model.train(training)
 

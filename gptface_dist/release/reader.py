@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,11 +13,13 @@ from gptface_dist.model.plain import GPTFace
 from gptface_dist.release import manifest
 from gptface_dist.release.config import CONFIG_NAME, DTYPES, ReleaseConfig
 from gptface_dist.release.tensors import Weights, check_table
-from gptface_dist.tokenizers.image import ImageTokenizer
 from gptface_dist.tokenizers.text import TextTokenizer
 from gptface_dist.tokenizers.vocabulary import IMAGE_NAME, TEXT_NAME, VOCABULARY_NAME, Vocabulary
 
 TOKENIZERS_NAME = "tokenizers"
+
+if TYPE_CHECKING:
+    from gptface_dist.tokenizers.image import ImageTokenizer
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,11 @@ class Release:
         return TextTokenizer.load(self.path / TOKENIZERS_NAME / TEXT_NAME)
 
     @cached_property
-    def image(self) -> ImageTokenizer:
+    def image(self) -> "ImageTokenizer":
         """The image tokenizer, on the model's device."""
+        # diffusers takes seconds to import; not everyone who loads a model makes pictures.
+        from gptface_dist.tokenizers.image import ImageTokenizer
+
         device = next(self.model.parameters()).device
         return ImageTokenizer.load(self.path / TOKENIZERS_NAME / IMAGE_NAME, device)
 

@@ -1,0 +1,81 @@
+"""Releases through Hugging Face's auto classes; importing this module registers them. Needs the extra ``[hf]``.
+
+``import gptface_dist.release.huggingface``, then ``transformers.AutoModel.from_pretrained(FOLDER)``.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gptface_dist.errors import UserError
+from gptface_dist.model.plain import GPTFace, Losses
+from gptface_dist.release.config import CONFIG_NAME, FORMAT, MODEL_TYPE, ReleaseConfig
+
+try:
+    from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+    from transformers.utils import ModelOutput
+except ImportError as error:
+    raise ImportError("the Hugging Face classes need transformers: pip install 'gptface_dist[hf]'") from error
+
+
+class GPTFaceConfig(PretrainedConfig):
+    """A release's ``config.json``; its keys are attributes."""
+
+    model_type = MODEL_TYPE
+
+    @property
+    def release(self) -> ReleaseConfig:
+        """The same, checked; :class:`UserError` where it is no release's."""
+        raw = {name: getattr(self, name, None) for name in ("format", "options", "vocabulary", "grid", "training")}
+        if raw["format"] != FORMAT:
+            raise UserError(f"{CONFIG_NAME} has the format {raw['format']!r}, not {FORMAT!r}: give a GPTFace release")
+        return ReleaseConfig.from_json(raw | {"dtype": str(self.dtype or "float32").removeprefix("torch.")})
+
+
+@dataclass
+class GPTFaceOutput(ModelOutput):
+    """What the model gives for B sequences of L tokens."""
+
+    last_hidden_state: Tensor | None = None
+    """[B, L, H]: features; ``model.plain.token_logits`` makes logits of them."""
+    match_logits: Tensor | None = None
+    """[B, 2]: of (swapped, matched)."""
+    losses: Losses | None = None
+    """Summed losses where labels were given: divide each by its count."""
+
+
+class GPTFaceModel(PreTrainedModel):
+    """The plain model, as ``plain``, in Hugging Face's clothes."""
+
+    config_class = GPTFaceConfig
+    # Names in a release are those of the plain model: transformers adds the prefix when it reads them.
+    base_model_prefix = "plain"
+    _supports_sdpa = True
+
+    def __init__(self, config: GPTFaceConfig):
+        super().__init__(config)
+        release = config.release
+        self.plain = GPTFace(release.options, release.vocabulary)
+        self.post_init()
+
+    def _init_weights(self, module: Any) -> None:
+        """Nothing: weights come from a release."""
+
+    def forward(
+        self,
+        tokens: Tensor,
+        segments: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+        labels: Tensor | None = None,
+        matched: Tensor | None = None,
+    ) -> GPTFaceOutput:
+        """As :meth:`GPTFace.forward`, and the losses where ``labels`` and ``matched`` (:meth:`GPTFace.losses`) are given."""
+        features = self.plain(tokens, segments, positions, lengths)
+        losses = self.plain.losses(features, labels, matched) if labels is not None and matched is not None else None
+        return GPTFaceOutput(features, self.plain.match_logits(features), losses)
+
+
+AutoConfig.register(MODEL_TYPE, GPTFaceConfig, exist_ok=True)
+AutoModel.register(GPTFaceConfig, GPTFaceModel, exist_ok=True)
