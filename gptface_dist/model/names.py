@@ -40,6 +40,15 @@ class Cut:
             pieces.append(torch.cat([piece, piece.new_zeros(missing)], self.axis))
         return torch.cat(pieces, self.axis)
 
+    def spans(self, length: int, rank: int, size: int) -> list[tuple[int, int, int]]:
+        """Where a shard's rows along the axis stand in the whole of ``length`` rows: (first in the shard, first in the
+        whole, how many), one for each part that has any. Rows of the shard in none of them are padding.
+        """
+        part = length // self.parts
+        each = -(-part // size)
+        here = min(each, part - rank * each)
+        return [(number * each, number * part + rank * each, here) for number in range(self.parts) if here > 0]
+
     def join(self, shards: list[Tensor], shape: tuple[int, ...]) -> Tensor:
         """The whole, of ``shape``, of all ranks' shards in rank order."""
         pieces = [shard.chunk(self.parts, self.axis) for shard in shards]

@@ -1,0 +1,163 @@
+"""The folder of a run's checkpoints: names, the pointer to the latest, publication, and what is kept.
+
+    RUN/checkpoints/step-00000200/        a published checkpoint: complete, flushed to disk, never changed
+    RUN/checkpoints/latest                the name of the latest, and the SHA-256 of its manifest
+    RUN/checkpoints/.step-00000300.new    being written, or left by a run that was killed
+    RUN/checkpoints/.step-00000200.old    a checkpoint whose step was reached again, until the new one stands in its place
+    RUN/checkpoints/.step-00000100.gone   being deleted
+
+One process works on these at a time: rank 0. Each step of it leaves a state from which the latest checkpoint is found.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from gptface_dist.checkpoint.manifest import MANIFEST_NAME, Damaged
+from gptface_dist.errors import UserError
+from gptface_dist.files import sha256, write_atomically
+
+FOLDER_NAME = "checkpoints"
+LATEST_NAME = "latest"
+_PUBLISHED = re.compile(r"step-(\d{8,})")
+_NEW, _OLD, _GONE = "new", "old", "gone"
+
+
+def name_of(step: int) -> str:
+    """The checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step that a folder's name tells; None where it is no published checkpoint's."""
+    found = _PUBLISHED.fullmatch(path.name)
+    return int(found.group(1)) if found else None
+
+
+def published(checkpoints: Path) -> list[Path]:
+    """The published checkpoints, the highest step first."""
+    found = [(step, path) for path in checkpoints.glob("step-*") if (step := step_of(path)) is not None and path.is_dir()]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def latest(checkpoints: Path) -> Path | None:
+    """The checkpoint that was published last; None where there has been none.
+
+    :class:`Damaged` where the pointer is unreadable, or what it points to is not there or is another checkpoint.
+    """
+    pointer = checkpoints / LATEST_NAME
+    if not pointer.exists():
+        # The first checkpoint is published a moment before the pointer.
+        return next(iter(published(checkpoints)), None)
+    try:
+        name, digest = pointer.read_text(encoding="utf-8").split()
+    except (ValueError, OSError) as error:
+        raise Damaged(f"{pointer} cannot be read: {error}") from None
+    if not _PUBLISHED.fullmatch(name):
+        raise Damaged(f"{pointer} holds {name!r}, which is no checkpoint's name")
+    for folder in (checkpoints / name, _aside(checkpoints / name, _OLD)):
+        if (folder / MANIFEST_NAME).is_file() and sha256(folder / MANIFEST_NAME) == digest:
+            return folder
+    if not (checkpoints / name).is_dir():
+        raise Damaged(f"{checkpoints / name} is missing, but {pointer} names it")
+    raise Damaged(f"{checkpoints / name / MANIFEST_NAME} is not the one that {pointer} names")
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint that a path means: its own folder, a run's (then the latest of the run), or ``RUN/checkpoints``.
+
+    :class:`UserError` where there is none, or the latest is damaged.
+    """
+    if (path / MANIFEST_NAME).is_file() or step_of(path) is not None:
+        return path
+    inside = path / FOLDER_NAME if (path / FOLDER_NAME).is_dir() else path
+    try:
+        found = latest(inside) if inside.is_dir() else None
+    except Damaged as damage:
+        raise UserError(f"{damage}: name another checkpoint of {inside}") from None
+    if found is None:
+        raise UserError(f"{path} holds no checkpoint: give the folder of a checkpoint or of a run")
+    return found
+
+
+def begin(checkpoints: Path, step: int) -> Path:
+    """An empty folder to write the checkpoint of a step into. Clears what earlier, killed runs left."""
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    tidy(checkpoints)
+    new = _aside(checkpoints / name_of(step), _NEW)
+    new.mkdir()
+    return new
+
+
+def publish(new: Path, checkpoints: Path, step: int) -> Path:
+    """Give a complete folder its name, then move the pointer. The folder's files are flushed to disk already."""
+    final = checkpoints / name_of(step)
+    digest = sha256(new / MANIFEST_NAME)
+    for path in [folder for folder in new.rglob("*") if folder.is_dir()] + [new]:
+        sync(path)
+    old = _aside(final, _OLD)
+    if final.exists():
+        final.rename(old)
+    new.rename(final)
+    sync(checkpoints)
+    write_atomically(checkpoints / LATEST_NAME, f"{final.name} {digest}\n")
+    sync(checkpoints)
+    _delete(old)
+    return final
+
+
+def abandon(checkpoints: Path, step: int) -> None:
+    """Remove what was written of a checkpoint that failed; says nothing if that fails too."""
+    shutil.rmtree(_aside(checkpoints / name_of(step), _NEW), ignore_errors=True)
+
+
+def tidy(checkpoints: Path) -> None:
+    """Clear what killed runs left; bring back a checkpoint that was put aside for one that never came."""
+    for path in checkpoints.glob(".step-*.*"):
+        name, _, state = path.name[1:].rpartition(".")
+        if state == _OLD and not (checkpoints / name).exists():
+            path.rename(checkpoints / name)
+            sync(checkpoints)
+        elif state in (_NEW, _OLD, _GONE):
+            _delete(path)
+
+
+def prune(checkpoints: Path, step: int, keep_last: int, keep_every: int) -> list[Path]:
+    """Delete checkpoints up to ``step``, the latest, but for the last ``keep_last`` and multiples of ``keep_every``.
+
+    0 keeps all, or none for their step. Later ones, which a run that began again from an earlier step has yet to reach,
+    stay. Returns what was deleted.
+    """
+    if keep_last == 0:
+        return []
+    past = [path for path in published(checkpoints) if (step_of(path) or 0) <= step]
+    deleted = [path for path in past[keep_last:] if not keep_every or (step_of(path) or 0) % keep_every]
+    for path in deleted:
+        _delete(path)
+    return deleted
+
+
+def sync(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _aside(path: Path, state: str) -> Path:
+    return path.with_name(f".{path.name}.{state}")
+
+
+def _delete(path: Path) -> None:
+    if not path.exists():
+        return
+    gone = path
+    if not path.name.endswith(f".{_GONE}"):
+        # First the name: a folder that is half deleted must not look like a checkpoint.
+        gone = _aside(path.with_name(path.name.lstrip(".").partition(".")[0]), _GONE)
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+    shutil.rmtree(gone)

@@ -1,0 +1,35 @@
+"""Training goes on from a checkpoint as if it had never stopped, on the layout that wrote it and on every other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptface_dist.layout import Layout
+from tests.checkpoint.worlds import Job, tensors, train
+
+ONE, ALL = Layout(zero=1), Layout(2, 2, 2, zero=3)
+LAYOUTS = [
+    *(Layout(dp, tp, pp, vpp, zero=zero) for zero in (1, 3) for dp, tp, pp, vpp in ((1, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1))),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    jobs = [Job(ONE, str(folder / "whole"), steps=8), Job(ONE, str(folder / "half"), steps=4)]
+    start = str(folder / "half" / "step-00000004")
+    jobs += [Job(one, str(folder / str(one)), first=4, steps=4, start=start) for one in LAYOUTS]
+    train(jobs, folder)
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_goes_on_as_if_never_stopped(folder: Path, layout: Layout) -> None:
+    whole, resumed = tensors(str(folder / "whole"), 8), tensors(str(folder / str(layout)), 8)
+    assert whole.keys() == resumed.keys()
+    for key, tensor in whole.items():
+        if layout == ONE:
+            assert torch.equal(tensor, resumed[key]), key
+        else:
+            assert float((tensor - resumed[key]).abs().max() / tensor.abs().max()) < 1e-5, key
