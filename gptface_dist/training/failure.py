@@ -8,6 +8,7 @@ stopped, and name it.
 
 import datetime
 import os
+import re
 import sys
 import threading
 import time
@@ -57,6 +58,7 @@ class Watch:
         self.store: Any = PrefixStore(attempt, store)
         self._own: Any = PrefixStore(attempt, store.clone())
         self._ended = threading.Event()
+        self._reporting = False
         self._thread = threading.Thread(target=self._look, daemon=True, name="watch")
         self._thread.start()
 
@@ -68,16 +70,18 @@ class Watch:
                 self._own.set(f"{BEAT}{self.place.rank}", str(beat))
                 failed = self._own.check([FAILED]) and self._own.get(FAILED).decode()
             except (dist.DistError, RuntimeError):
-                if not self._ended.wait(SECOND):
+                if not self._ended.wait(SECOND) and not self._reporting:
                     _end(f"{self.place} lost the process that holds the store (rank 0, or torchrun's agent)", 1)
                 return
             if failed:
                 status, rank = failed.split(":")
                 if int(rank) != self.place.rank:
+                    self._linger()
                     _end("", int(status))
 
     def report(self, error: BaseException) -> int:
         """Tell the other ranks and, if this one is the first to know, print what happened. Returns the exit status."""
+        self._reporting = True
         status = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
         message = "interrupted" if status == 130 else str(error) if status == 2 else _line(error)
         lost = status == 1 and any(word in message.lower() for word in LOST)
@@ -91,9 +95,13 @@ class Watch:
             traceback.print_exception(error)
         if first:
             print(f"gptface: {message if status == 2 else f'{self.place}: {message}'}", file=sys.stderr, flush=True)
-        # Until the others have read it: rank 0 may hold the store.
-        time.sleep(2.5 * SECOND if self.place.world > 1 else 0)
+        self._linger()
         return status
+
+    def _linger(self) -> None:
+        """Rank 0 may hold the store: it waits until the others have read it."""
+        if self.place.rank == 0 and self.place.world > 1:
+            time.sleep(3 * SECOND)
 
     def _why_lost(self, message: str) -> str:
         """Wait for a rank that knows more (this process then ends); else name those without signs of life."""
@@ -142,4 +150,6 @@ def _end(message: str, status: int) -> None:
 
 def _line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    # gloo begins with its source file, and ends with advice.
+    reason = re.sub(r"^\[[^\]]*\] ", "", lines[0] if lines else "").split(". This is typically")[0]
+    return f"{type(error).__name__}: {reason}"

@@ -1,6 +1,5 @@
 """How fast a run goes: what a step worked on, and where its time went."""
 
-import math
 import time
 
 import torch
@@ -86,8 +85,3 @@ def loss_metrics(sums: Tensor) -> dict[str, float]:
         if count:
             record |= {f"loss/{name}": loss / count, f"accuracy/{name}": correct / count}
     return record
-
-
-def finite(record: dict[str, float]) -> bool:
-    """Whether loss and norm are numbers."""
-    return all(math.isfinite(record[name]) for name in ("loss", "norm"))

@@ -3,6 +3,7 @@
 import torch.distributed as dist
 
 from gptface_dist.config import Config
+from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.failure import Watch
 from gptface_dist.training.hook import Hook
 from gptface_dist.training.journal import Journal
@@ -11,9 +12,9 @@ from gptface_dist.training.tracking import Tracking
 from gptface_dist.training.trainer import prepare
 
 
-def train(config: Config, watch: Watch) -> None:
+def train(config: Config, vocabulary: Vocabulary, watch: Watch) -> None:
     """Train to the last step, on this rank of those that ``watch`` watches."""
     # The journal comes first: what is written down does not depend on what the others make of it.
     hooks: list[Hook] = [Journal(), Tracking(config.tracking), ProgressBar()]
-    prepare(config, watch, hooks).train()
+    prepare(config, vocabulary, watch, hooks).train()
     dist.destroy_process_group()

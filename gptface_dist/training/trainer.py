@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,13 @@ import torch.distributed as dist
 
 from gptface_dist import host
 from gptface_dist.config import Config
-from gptface_dist.data.batch import BatchOptions
-from gptface_dist.data.loader import Deal
-from gptface_dist.data.training import TokenLoader, open_sources, read_vocabulary, token_loader
+from gptface_dist.data.training import TokenLoader, token_loader
 from gptface_dist.engine import groups
-from gptface_dist.engine.engine import Engine
+from gptface_dist.engine.engine import Engine, StepResult
 from gptface_dist.errors import UserError
 from gptface_dist.model.names import count
-from gptface_dist.model.options import ModelOptions
 from gptface_dist.place import Place
-from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-from gptface_dist.training import folder
 from gptface_dist.training.evaluation import Evaluation
 from gptface_dist.training.failure import Watch
 from gptface_dist.training.hook import Hook, RunState
@@ -77,6 +73,7 @@ class Trainer:
                 lr = self.config.optimizer.lr * self.config.schedule.factor(self.state.step, self.config.run.steps)
                 self.engine.set_lr(lr)
                 result = self.engine.step(batches)
+                check_finite(self.state.step, result)
                 record = {"loss": result.loss, **loss_metrics(result.sums), "norm": result.norm, "lr": lr}
                 record |= self._meter.end(batches, result.sums, self._data_group)
                 record |= {"bad_samples": self._loader.bad, "skipped_samples": self._loader.skipped}
@@ -103,16 +100,19 @@ class Trainer:
             hook.after_evaluation(self, record)
 
 
-def prepare(config: Config, watch: Watch, hooks: Sequence[Hook]) -> Trainer:
-    """Put a run together on this rank: check everything, form process groups, then data, engine and hooks."""
+def check_finite(step: int, result: StepResult) -> None:
+    """Refuse to go on with a loss or gradient that is no number; nothing of it reaches a checkpoint. All ranks agree."""
+    if not (math.isfinite(result.loss) and math.isfinite(result.norm)):
+        found = f"loss {result.loss:g}, norm of the gradient {result.norm:g}"
+        raise UserError(
+            f"step {step}: {found}: the run ends here, its last checkpoint is sound; a lower optimizer.lr, "
+            "a longer schedule.warmup or other data may help"
+        )
+
+
+def prepare(config: Config, vocabulary: Vocabulary, watch: Watch, hooks: Sequence[Hook]) -> Trainer:
+    """Put a run that was checked together on this rank: process groups, then data, engine and hooks."""
     place = watch.place
-    vocabulary = read_vocabulary(config.data)
-    _, grid = open_sources(config.data, vocabulary)
-    check_fit(config.model, config.data.batch, grid)
-    deal = Deal(config.data.global_batch, config.data.micro_batch, config.data.order.block, 0, max(1, config.layout.dp))
-    config.layout.check(place.world, config.model, deal.micro_batches, config.data.batch.multiple_of)
-    if place.rank == 0:
-        folder.claim(config)
     groups.join(place, watch.store, config.run.timeout_s)
     with host.hushed():
         groups.start(config.layout, config.run.seed, config.run.timeout_s)
@@ -121,17 +121,3 @@ def prepare(config: Config, watch: Watch, hooks: Sequence[Hook]) -> Trainer:
     engine = Engine(config.model, vocabulary, config.layout, config.run.seed, config.optimizer, config.loss, config.engine)
     evaluation = Evaluation(config, vocabulary, engine, data_group) if config.evaluation.sources else None
     return Trainer(config, place, vocabulary, engine, loader, evaluation, hooks)
-
-
-def check_fit(model: ModelOptions, batch: BatchOptions, grid: tuple[int, int]) -> None:
-    """Refuse a model whose tables of positions are too small for the data."""
-    longest = batch.text_length + SPECIALS_PER_SEQUENCE
-    if longest > model.text_positions:
-        raise UserError(
-            f"data.batch.text_length {batch.text_length} and {SPECIALS_PER_SEQUENCE} specials need model.text_positions of "
-            f"at least {longest}, got {model.text_positions}"
-        )
-    if grid[0] > model.rows or grid[1] > model.columns:
-        raise UserError(
-            f"images of {grid[0]}x{grid[1]} codes do not fit model.rows {model.rows} x model.columns {model.columns}"
-        )

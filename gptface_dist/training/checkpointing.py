@@ -1,0 +1,175 @@
+"""The hook that saves a run, and brings back the one it goes on from."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gptface_dist.checkpoint import folder
+from gptface_dist.checkpoint.background import Background, staged
+from gptface_dist.checkpoint.load import damage, find, load
+from gptface_dist.checkpoint.manifest import MANIFEST_NAME
+from gptface_dist.checkpoint.options import CheckpointOptions
+from gptface_dist.checkpoint.pieces import collect
+from gptface_dist.checkpoint.record import RunRecord
+from gptface_dist.checkpoint.save import Content, save
+from gptface_dist.checkpoint.together import Failed, Ranks
+from gptface_dist.data.loader import Position
+from gptface_dist.data.training import open_sources
+from gptface_dist.engine import probe
+from gptface_dist.engine.state import EngineState
+from gptface_dist.errors import UserError
+from gptface_dist.files import sha256
+from gptface_dist.release.probe import PROBE_NAME, Probe, ProbeBatch, probe_batch
+from gptface_dist.training.folder import resolved
+from gptface_dist.training.hook import Hook, RunState
+from gptface_dist.training.trainer import Trainer
+from gptface_dist.training.versions import versions
+
+log = logging.getLogger(__name__)
+
+
+class Checkpointing(Hook):
+    """Saves every so many steps, when asked, and at the end; in ``start``, goes on from the run's latest checkpoint.
+
+    It stands first among the hooks: the others find the run's state, and their own, as they were saved.
+    """
+
+    def __init__(self, options: CheckpointOptions):
+        self._options = options
+        self._requested = False
+        self._saved = -1
+        """Step of the last checkpoint."""
+        self._origin = ""
+
+    def start(self, run: Trainer) -> None:
+        """Find what to go on from, and read it."""
+        self._checkpoints = run.folder / folder.FOLDER_NAME
+        self._state = EngineState(run.engine, average=self._options.average_decay > 0)
+        # The thread that writes in the background talks over the first of these.
+        self._ranks, self._asking = Ranks.of_world(), Ranks.of_world()
+        self._background = Background(self._asking)
+        self._probe = _probe_batch(run)
+        source = self._source()
+        if source is not None:
+            self._resume(run, source)
+
+    def request(self) -> None:
+        """Save after the present step. All ranks must ask at the same step."""
+        self._requested = True
+
+    def after_step(self, run: Trainer, record: dict[str, float]) -> None:
+        """Move the average; save if it is time. ``checkpoint_s`` in the record: seconds that training waited for it."""
+        if self._options.average_decay:
+            self._state.update_average(self._options.average_decay)
+        began = time.perf_counter()
+        if self._background.busy and self._background.done():
+            self._finish()
+        due = self._options.every and run.state.step % self._options.every == 0
+        if due or self._requested:
+            self._requested = False
+            self._save(run, record, self._options.asynchronous)
+            record["checkpoint_s"] = time.perf_counter() - began
+
+    def stop(self, run: Trainer) -> None:
+        """Save where the run stops."""
+        self._finish()
+        if run.state.step > max(self._saved, 0):
+            self._save(run, {}, asynchronous=False)
+
+    def _source(self) -> Path | None:
+        """The checkpoint to go on from; :class:`UserError` where it is not as the options want it."""
+        options = self._options
+        own = None
+        if self._ranks.first(lambda: self._checkpoints.is_dir() and bool(folder.published(self._checkpoints))):
+            if options.resume == "never":
+                raise UserError(
+                    f"{self._checkpoints} holds checkpoints and checkpoint.resume is never: choose another run.folder"
+                )
+            own = find(self._checkpoints, self._ranks, options.damaged == "previous")
+        if options.resume_from:
+            named, self._origin = self._ranks.first(lambda: _named(Path(options.resume_from)))
+            if own is None or self._ranks.first(lambda own=own: RunRecord.read(own).origin) != self._origin:
+                if reason := damage(named, self._ranks):
+                    raise UserError(f"checkpoint.resume_from: {reason}")
+                return Path(named)
+        if own is None and options.resume == "must":
+            raise UserError(f"{self._checkpoints} holds no checkpoint, and checkpoint.resume is must")
+        return own
+
+    def _resume(self, run: Trainer, source: Path) -> None:
+        record = self._ranks.first(lambda: RunRecord.read(source))
+        if found := record.differences(asdict(run.config.model), run.vocabulary):
+            raise UserError(f"{source} is of another model: {'; '.join(found)}")
+        load(source, self._state, self._ranks)
+        run.state = _run_state(record.state)
+        self._origin = self._origin or record.origin
+        self._saved = record.step
+        for hook in run.hooks:
+            if (name := type(hook).__name__) in run.state.hooks:
+                hook.restore(run.state.hooks[name])
+        if run.place.rank == 0:
+            log.info("going on from %s", source)
+
+    def _save(self, run: Trainer, metrics: Mapping[str, float], asynchronous: bool) -> None:
+        self._finish()
+        step, options = run.state.step, self._options
+        answer = probe.run(run.engine, self._probe)
+        state = asdict(run.state) | {"hooks": {type(hook).__name__: hook.state() for hook in run.hooks}}
+        record = RunRecord(
+            step=step,
+            updates=self._state.updates,
+            state=state,
+            config=resolved(run.config),
+            vocabulary=asdict(run.vocabulary),
+            metrics=dict(metrics),
+            origin=self._origin,
+            versions=versions(),
+        )
+        pieces = collect(self._state.regions(), written=True)
+        dtype = run.config.engine.dtype
+        content = Content(
+            pieces=staged(pieces) if asynchronous else pieces,
+            record=record,
+            files={PROBE_NAME: Probe(self._probe, answer, dtype).content()},
+        )
+
+        def write() -> None:
+            save(self._checkpoints, content, self._ranks)
+            self._ranks.first(lambda: folder.prune(self._checkpoints, step, options.keep_last, options.keep_every))
+
+        self._saved = step
+        self._background.begin(write)
+        if not asynchronous:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Wait for what is being written; a failure is the same on every rank."""
+        try:
+            self._background.wait()
+        except Failed as error:
+            message = f"checkpoint {self._checkpoints / folder.name_of(self._saved)} could not be written: {error}"
+            self._saved = -1
+            if self._options.on_failure == "stop":
+                raise UserError(f"{message}; the one before is sound") from None
+            if self._ranks.rank == 0:
+                log.error("%s; training goes on", message)
+
+
+def _probe_batch(run: Trainer) -> ProbeBatch:
+    data = run.config.data
+    _, grid = open_sources(data, run.vocabulary)
+    return probe_batch(run.vocabulary, grid, data.batch.text_length, data.batch.multiple_of)
+
+
+def _named(path: Path) -> tuple[Path, str]:
+    """The checkpoint that a path means, and the SHA-256 of its manifest."""
+    found = folder.resolve(path)
+    return found, sha256(found / MANIFEST_NAME)
+
+
+def _run_state(raw: dict[str, Any]) -> RunState:
+    position = raw["position"]
+    return RunState(**raw | {"position": None if position is None else Position(**position)})

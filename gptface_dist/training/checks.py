@@ -1,0 +1,38 @@
+"""What is wrong with a run is said before processes join and before DeepSpeed and megatron-core are imported."""
+
+from gptface_dist.config import Config
+from gptface_dist.data.batch import BatchOptions
+from gptface_dist.data.loader import Deal
+from gptface_dist.data.training import open_sources, read_vocabulary
+from gptface_dist.errors import UserError
+from gptface_dist.model.options import ModelOptions
+from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+
+
+def check(config: Config, world: int) -> Vocabulary:
+    """Refuse a run of ``world`` processes that cannot be: its layout, its data, or a model that does not fit them.
+
+    Returns the vocabulary of its tokenizers.
+    """
+    data = config.data
+    deal = Deal(data.global_batch, data.micro_batch, data.order.block, 0, max(1, config.layout.dp))
+    config.layout.check(world, config.model, deal.micro_batches, data.batch.multiple_of)
+    vocabulary = read_vocabulary(data)
+    _, grid = open_sources(data, vocabulary)
+    check_fit(config.model, data.batch, grid)
+    return vocabulary
+
+
+def check_fit(model: ModelOptions, batch: BatchOptions, grid: tuple[int, int]) -> None:
+    """Refuse a model whose tables of positions are too small for the data."""
+    longest = batch.text_length + SPECIALS_PER_SEQUENCE
+    if longest > model.text_positions:
+        raise UserError(
+            f"data.batch.text_length {batch.text_length} and {SPECIALS_PER_SEQUENCE} specials need model.text_positions of "
+            f"at least {longest}, got {model.text_positions}"
+        )
+    if grid[0] > model.rows or grid[1] > model.columns:
+        raise UserError(
+            f"images of {grid[0]}x{grid[1]} codes do not fit model.rows {model.rows} x model.columns {model.columns}"
+        )

@@ -1,0 +1,58 @@
+"""The processes of a run on this machine: one each rank, started and ended together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+GRACE = 15.0
+"""Seconds that the others have to end by themselves after the first one failed."""
+
+
+def run(arguments: Sequence[str], world: int) -> int:
+    """Start ``python -m gptface_dist.tools.main ARGUMENTS`` as ``world`` processes; the status of the first that fails, or 0.
+
+    Processes find each other by torchrun's variables. Each gets an equal share of the cores, unless ``OMP_NUM_THREADS``
+    says otherwise. An interrupt reaches all of them.
+    """
+    environment = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
+    command = [sys.executable, "-m", "gptface_dist.tools.main", *arguments]
+    processes = [
+        subprocess.Popen(command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(world)
+    ]
+    failed, deadline = 0, float("inf")
+    try:
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            if not failed:
+                failed = next((process.returncode for process in processes if process.returncode), 0)
+                deadline = time.monotonic() + GRACE if failed else deadline
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        # The terminal has told the others too: they save what they have and end.
+        _wait(processes, GRACE)
+        failed = 130
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    failed = failed or next((process.returncode for process in processes if process.returncode), 0)
+    return 128 - failed if failed < 0 else failed
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,111 @@
+"""One rank's end is every rank's: processes that meet, and one of them fails in different ways."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptface_dist.launch.local import free_port
+
+PROGRAM = """
+import datetime, os, signal, sys, time
+import torch, torch.distributed as dist
+from gptface_dist.errors import UserError
+from gptface_dist.place import find
+from gptface_dist.training.failure import watched
+
+how, place = sys.argv[1], find()
+with watched(place, 30) as watch:
+    dist.init_process_group("gloo", store=watch.store, rank=place.rank, world_size=place.world,
+                            timeout=datetime.timedelta(seconds=6))
+    for step in range(10**6):
+        if step == 20 and place.rank == int(sys.argv[2]):
+            if how == "mistake":
+                raise UserError("shard 7 cannot be read")
+            if how == "bug":
+                {}["no such key"]
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "stuck":
+                time.sleep(600)
+        if how == "all":
+            raise UserError("every rank sees this")
+        if how == "none" and step == 30:
+            break
+        dist.all_reduce(torch.ones(4))
+print("done", place.rank)
+"""
+
+
+def run(how: str, culprit: int = 1, world: int = 3) -> tuple[list[int], str]:
+    """Exit statuses by rank, and what all wrote together; two minutes are more than any of them needs."""
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", PROGRAM, how, str(culprit)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    return [process.returncode for process in processes], "".join(outputs)
+
+
+def messages(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("gptface:")]
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_a_mistake_on_one_rank_ends_all_with_its_message(culprit: int) -> None:
+    statuses, output = run("mistake", culprit)
+    assert statuses == [2, 2, 2]
+    assert messages(output) == ["gptface: shard 7 cannot be read"]
+    assert "Traceback" not in output
+
+
+def test_a_mistake_that_all_see_is_told_once() -> None:
+    statuses, output = run("all")
+    assert statuses == [2, 2, 2]
+    assert messages(output) == ["gptface: every rank sees this"]
+
+
+def test_a_bug_shows_one_traceback_and_its_rank() -> None:
+    statuses, output = run("bug")
+    assert statuses == [1, 1, 1]
+    assert output.count("Traceback (most recent call last)") == 1
+    (message,) = messages(output)
+    assert "rank 1 on " in message
+    assert "KeyError: 'no such key'" in message
+
+
+@pytest.mark.parametrize("culprit", [0, 2])
+def test_a_killed_rank_ends_the_others(culprit: int) -> None:
+    statuses, output = run("killed", culprit)
+    assert statuses.pop(culprit) == -signal.SIGKILL
+    assert statuses == [1, 1]
+    # Without rank 0 there is no store to agree on who speaks.
+    assert 1 <= len(messages(output)) <= (2 if culprit == 0 else 1)
+    if culprit:
+        assert "rank 2 died" in messages(output)[0]
+
+
+def test_a_stuck_rank_ends_all_after_the_time_out() -> None:
+    """The time-out of collectives is 6 s; the stuck one would sleep ten minutes."""
+    statuses, output = run("stuck")
+    assert statuses == [1, 1, 1]
+    (message,) = messages(output)
+    assert "no rank died" in message
+
+
+def test_without_failure_nothing_is_said() -> None:
+    statuses, output = run("none")
+    assert statuses == [0, 0, 0]
+    assert messages(output) == []
+    assert sorted(output.split()) == sorted(["done", "0", "done", "1", "done", "2"])
