@@ -11,6 +11,7 @@ import omegaconf
 import yaml
 from omegaconf import OmegaConf
 
+from gptface_dist.checkpoint.options import CheckpointOptions
 from gptface_dist.data.options import DataConfig
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.errors import UserError
@@ -42,6 +43,8 @@ class Config:
     """The learning rate over time."""
     run: RunOptions = field(default_factory=RunOptions)
     """Length, seed and place of the run."""
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    """When it is saved, and what it goes on from."""
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     """Held-out data."""
     tracking: TrackingOptions = field(default_factory=TrackingOptions)

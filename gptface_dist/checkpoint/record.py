@@ -1,8 +1,6 @@
 """``run.json``: what a checkpoint says about its run, beside the tensors."""
 
-import importlib.metadata
 import json
-import platform
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,6 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 RECORD_NAME = "run.json"
 RECORD_FORMAT = "gptface-run-1"
-PACKAGES = ("gptface_dist", "torch", "deepspeed", "megatron-core", "triton", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that compute; those that are not installed are left out."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 @dataclass(frozen=True)
@@ -44,8 +30,8 @@ class RunRecord:
     """Metrics of the last step."""
     origin: str = ""
     """SHA-256 of the manifest of the named checkpoint that the run was told to go on from; empty if there was none."""
-    versions: dict[str, str] = field(default_factory=versions)
-    """Of the software that wrote it."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the software that wrote it, by name."""
 
     def text(self) -> str:
         """Content of the file."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch.distributed as dist
 
+from gptface_dist.checkpoint.manifest import Damaged
 from gptface_dist.errors import UserError
 
 T = TypeVar("T")
@@ -38,40 +39,52 @@ class Ranks:
         return 1 if self.group is None else dist.get_world_size(self.group)
 
     def everyone(self, work: Callable[[], T]) -> list[T]:
-        """Every rank works; all get all results in rank order. :class:`Failed` on all ranks where one fails."""
-        try:
-            mine: tuple[T | None, str] = work(), ""
-        except Exception as error:
-            mine = None, line(error)
-        found: list[Any] = [None] * self.size
-        if self.group is None:
-            found = [mine]
-        else:
+        """Every rank works; all get all results in rank order. Where one fails, :class:`Failed` on all ranks."""
+        mine = _attempt(work)
+        found: list[Any] = [mine]
+        if self.group is not None:
+            found = [None] * self.size
             dist.all_gather_object(found, mine, group=self.group)
-        wrong = [f"rank {rank}: {reason}" if self.size > 1 else reason for rank, (_, reason) in enumerate(found) if reason]
+        wrong = [(rank, one) for rank, one in enumerate(found) if one.reason]
         if wrong:
-            raise Failed(wrong[0] + (f" (and {len(wrong) - 1} ranks more)" if len(wrong) > 1 else ""))
-        return [cast(T, result) for result, _ in found]
+            rank, one = wrong[0]
+            others = f" (and {len(wrong) - 1} ranks more)" if len(wrong) > 1 else ""
+            one.fail(f"rank {rank}: " if self.size > 1 else "", others)
+        return [cast(T, one.result) for one in found]
 
     def first(self, work: Callable[[], T]) -> T:
-        """Rank 0 works; all get its result. :class:`Failed` on all ranks where it fails."""
-        found: list[Any] = [(None, "")]
-        if self.rank == 0:
-            try:
-                found = [(work(), "")]
-            except Exception as error:
-                found = [(None, line(error))]
+        """Rank 0 works; all get its result. Where it fails, :class:`Failed` on all ranks."""
+        found: list[Any] = [_attempt(work) if self.rank == 0 else None]
         if self.group is not None:
             dist.broadcast_object_list(found, src=dist.get_global_rank(self.group, 0), group=self.group)
-        result, reason = found[0]
-        if reason:
-            raise Failed(reason)
-        return cast(T, result)
+        if found[0].reason:
+            found[0].fail()
+        return cast(T, found[0].result)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What became of one rank's work."""
+
+    result: object = None
+    reason: str = ""
+    users: bool = False
+    """Whether it was a user's mistake: that stays a :class:`UserError`."""
+
+    def fail(self, before: str = "", after: str = "") -> NoReturn:
+        raise UserError(self.reason) if self.users else Failed(f"{before}{self.reason}{after}")
+
+
+def _attempt(work: Callable[[], object]) -> _Attempt:
+    try:
+        return _Attempt(work())
+    except Exception as error:
+        return _Attempt(reason=line(error), users=isinstance(error, UserError))
 
 
 def line(error: BaseException) -> str:
     """An exception in one line."""
-    if isinstance(error, UserError | Failed):
+    if isinstance(error, UserError | Failed | Damaged):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}" + (f": {error.filename}" if error.filename else "")

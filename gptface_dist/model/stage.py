@@ -129,7 +129,8 @@ class Stage(nn.Module):
         """A micro-batch -> hidden states [L, B, H]; on the last chunk (loss, sums).
 
         ``scale`` float32 [3] are the factors of the summed losses of text, image and match; ``sums`` float64 [3, 3] are
-        rows of (loss, correct, count) for each of them.
+        rows of (loss, correct, count) for each of them. Without ``scale``, the last chunk gives (0, logits): float32
+        [M, ids] of text and image where ``batch.labels`` asks for them, and [B, 2] of the match.
         """
         if self.first:
             x = self.embeddings(batch.tokens, batch.segments, batch.positions)
@@ -142,13 +143,25 @@ class Stage(nn.Module):
         seen = (torch.arange(length, device=x.device) < batch.lengths.unsqueeze(1))[:, None, None, :]
         for layer in self.layers.values():
             x, _ = layer(x, attention_mask=seen)
-        return self._losses(x, batch, scale) if self.last else x
+        if not self.last:
+            return x
+        return self._logits(x, batch) if scale is None else self._losses(x, batch, scale)
 
-    def _losses(self, x: Tensor, batch: Any, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert scale is not None
+    def _logits(self, x: Tensor, batch: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x_BLH = self._features(x)
+        found = []
+        for ids in (self.vocabulary.text_range, self.vocabulary.image_range):
+            chosen = (batch.labels >= ids.start) & (batch.labels < ids.stop)
+            found.append(self.word_logits(self.token_head(x_BLH[chosen]), None, ids))
+        return torch.zeros((), device=x.device), (*found, self.match_head(x_BLH[:, 0]).float())
+
+    def _features(self, x: Tensor) -> Tensor:
         x = self.final_norm(x)
         x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False) if self.layout.sp else x
-        x_BLH = x.transpose(0, 1)
+        return x.transpose(0, 1)
+
+    def _losses(self, x: Tensor, batch: Any, scale: Tensor) -> tuple[Tensor, Tensor]:
+        x_BLH = self._features(x)
         rows = []
         for ids in (self.vocabulary.text_range, self.vocabulary.image_range):
             chosen = (batch.labels >= ids.start) & (batch.labels < ids.stop)

@@ -107,10 +107,20 @@ class WordLogits(nn.Module):
         self.bias = nn.Parameter(torch.zeros(words.rows, dtype=weight.dtype))
         self.tied: TiedGradient | None = None
 
-    def forward(self, features_MH: Tensor, labels: Tensor, ids: range) -> tuple[Tensor, Tensor]:
-        """Features [M, H] and their labels int64 [M] within ``ids`` -> summed cross-entropy and right predictions."""
-        assert self.tied is not None
+    def forward(self, features_MH: Tensor, labels: Tensor | None, ids: range) -> Any:
+        """Features [M, H] and their labels int64 [M] within ``ids`` -> summed cross-entropy and right predictions.
+
+        Without labels -> the logits themselves, float32 [M, len(ids)], on every tensor-parallel rank.
+        """
         mine = self.words.within(ids)
+        if labels is None:
+            logits = features_MH.new_zeros(len(features_MH), len(ids), dtype=torch.float32)
+            first = self.words.first + mine.start - ids.start
+            columns = logits.narrow(1, first, mine.stop - mine.start) if mine.stop > mine.start else logits[:, :0]
+            columns.copy_(F.linear(features_MH, self.weight[mine], self.bias[mine]))
+            torch.distributed.all_reduce(logits, group=groups.get_tensor_model_parallel_group())
+            return logits
+        assert self.tied is not None
         weight = self.tied.collect(self.weight)
         features = copy_to_tensor_model_parallel_region(features_MH)
         logits = F.linear(features, weight[mine], self.bias[mine]).float()

@@ -91,7 +91,7 @@ class Checkpointing(Hook):
             own = find(self._checkpoints, self._ranks, options.damaged == "previous")
         if options.resume_from:
             named, self._origin = self._ranks.first(lambda: _named(Path(options.resume_from)))
-            if own is None or self._ranks.first(lambda own=own: RunRecord.read(own).origin) != self._origin:
+            if own is None or self._ranks.first(lambda: _origin(own)) != self._origin:
                 if reason := damage(named, self._ranks):
                     raise UserError(f"checkpoint.resume_from: {reason}")
                 return Path(named)
@@ -162,6 +162,10 @@ def _probe_batch(run: Trainer) -> ProbeBatch:
     data = run.config.data
     _, grid = open_sources(data, run.vocabulary)
     return probe_batch(run.vocabulary, grid, data.batch.text_length, data.batch.multiple_of)
+
+
+def _origin(path: Path) -> str:
+    return RunRecord.read(path).origin
 
 
 def _named(path: Path) -> tuple[Path, str]:

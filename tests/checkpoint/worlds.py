@@ -23,8 +23,10 @@ from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.place import Place
+from gptface_dist.release.probe import PROBE_NAME, Probe, probe_batch
 
 DECAY = 0.9
+PROBE = probe_batch(VOCABULARY, parity.GRID, 20, 2)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def run(job: Job) -> list[float]:
     from gptface_dist.checkpoint.pieces import collect
     from gptface_dist.checkpoint.save import Content, save
     from gptface_dist.checkpoint.together import Ranks
+    from gptface_dist.engine import probe
     from gptface_dist.engine.engine import Engine
     from gptface_dist.engine.state import EngineState
 
@@ -84,7 +87,8 @@ def run(job: Job) -> list[float]:
     done = job.first + job.steps
     # A bucket of a few rows: every kind of piece.
     pieces = collect(state.regions(), written=True, bucket=100)
-    save(Path(job.out), Content(pieces, record(job, done, state.updates), {}), ranks)
+    answer = Probe(PROBE, probe.run(engine, PROBE), job.dtype).content()
+    save(Path(job.out), Content(pieces, record(job, done, state.updates), {PROBE_NAME: answer}), ranks)
     return losses
 
 

@@ -1,0 +1,46 @@
+"""Options of checkpoints, readable where neither DeepSpeed nor megatron-core is installed."""
+
+from dataclasses import dataclass
+
+from gptface_dist.errors import UserError
+
+CHOICES = {"on_failure": ("stop", "go_on"), "resume": ("auto", "must", "never"), "damaged": ("refuse", "previous")}
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """When a run is saved, what is kept, and what it goes on from."""
+
+    every: int = 1000
+    """Steps between checkpoints; 0 for none but the one at the end, which there is in any case."""
+    keep_last: int = 3
+    """Checkpoints that are kept, the newest; 0 keeps all."""
+    keep_every: int = 0
+    """Checkpoints of steps that are multiples of this are kept for good; 0 for none."""
+    asynchronous: bool = False
+    """Write in the background, after a copy to host memory: a rank's part of weights and moments, a second time."""
+    on_failure: str = "stop"
+    """When a checkpoint cannot be written (a full disk): ``stop`` the run, or ``go_on`` and try again at the next one."""
+    resume: str = "auto"
+    """``auto`` goes on from the run's latest checkpoint if there is one, ``must`` refuses to begin anew, ``never`` refuses
+    a folder that holds checkpoints."""
+    resume_from: str = ""
+    """Folder of a checkpoint, of this run or another, to go on from instead of the run's latest; once the run has saved
+    a checkpoint of its own after that, it goes on from its latest again."""
+    damaged: str = "refuse"
+    """When the latest checkpoint is damaged: ``refuse`` to go on, or go on from the ``previous`` one that is not."""
+    average_decay: float = 0.0
+    """Keep a running average of the weights, ``average <- decay * average + (1 - decay) * weights`` after each step; 0 for
+    none."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep_last", "keep_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"checkpoint.{name} must be 0 or more, got {getattr(self, name)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"checkpoint.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if not 0 <= self.average_decay < 1:
+            raise UserError(f"checkpoint.average_decay must be at least 0 and below 1, got {self.average_decay}")
+        if self.resume == "never" and self.resume_from:
+            raise UserError("checkpoint.resume_from names a checkpoint, but checkpoint.resume is never")
