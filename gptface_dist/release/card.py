@@ -3,7 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gptface_dist.model.names import count
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 UNKNOWN = "unknown"
@@ -37,29 +39,21 @@ class Card:
     """Versions of the software that trained it."""
     parity: dict[str, float] = field(default_factory=dict)
     """Relative error of the logits of text, image and match to those that the training run recorded."""
+    rounding: dict[str, float] = field(default_factory=dict)
+    """Relative error of the released weights' logits to those of the float32 weights they were rounded from."""
     config: dict[str, Any] = field(default_factory=dict)
     """The training run's resolved configuration."""
 
 
-def markdown(
-    card: Card, options: ModelOptions, vocabulary: Vocabulary, parameters: int, grid: tuple[int, int], dtype: str
-) -> str:
-    """The model card, with the hub's front matter."""
-    # The hub knows a fixed list of licence identifiers; anything else is `other` with a name.
-    licence = (
-        ["license: other", f"license_name: {_yaml(card.license)}"]
-        if " " in card.license
-        else [f"license: {_yaml(card.license)}"]
-    )
-    head = ["---", *licence, "library_name: gptface_dist", "pipeline_tag: text-to-image", "tags: [gptface, faces]", "---"]
-    losses = [f"| {name} | {value:.6g} |" for name, value in card.losses.items()]
-    facts = {
-        "Parameters": f"{parameters:,} ({dtype})",
+def facts(card: Card, options: ModelOptions, vocabulary: Vocabulary, grid: tuple[int, int], dtype: str) -> dict[str, str]:
+    """What a reader wants to know first, in words."""
+    return {
+        "Parameters": f"{count(options, vocabulary):,} ({dtype})",
         "Transformer": f"{options.layers} layers, width {options.hidden}, {options.heads} heads, "
         f"feed-forward {options.ffn} ({options.activation}{', QK-norm' if options.qk_norm else ''})",
         "Vocabulary": f"{vocabulary.size:,}: {vocabulary.text_size:,} of text, {vocabulary.image_codes:,} of images, specials",
         "Images": f"{grid[0]} x {grid[1]} codes",
-        "Longest text": f"{options.text_positions - 3} tokens",
+        "Longest text": f"{options.text_positions - SPECIALS_PER_SEQUENCE} tokens",
         "Weights": "running average over steps" if card.average else "of the last step",
         "Steps": _number(card.step),
         "Samples": _number(card.samples),
@@ -69,6 +63,18 @@ def markdown(
         "Licence of the weights": card.license,
         "Licence of the data": card.data_license,
     }
+
+
+def markdown(card: Card, told: dict[str, str]) -> str:
+    """The model card, with the hub's front matter; ``told`` are :func:`facts`."""
+    # The hub knows a fixed list of licence identifiers; anything else is `other` with a name.
+    licence = (
+        ["license: other", f"license_name: {_yaml(card.license)}"]
+        if " " in card.license
+        else [f"license: {_yaml(card.license)}"]
+    )
+    head = ["---", *licence, "library_name: gptface_dist", "pipeline_tag: text-to-image", "tags: [gptface, faces]", "---"]
+    losses = [f"| {name} | {value:.6g} |" for name, value in card.losses.items()]
     lines = [
         *head,
         "",
@@ -82,7 +88,7 @@ def markdown(
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in facts.items()),
+        *(f"| {name} | {value} |" for name, value in told.items()),
         "",
         "## Training data",
         "",
@@ -106,10 +112,11 @@ def _parity(card: Card) -> str:
     if not card.parity:
         return "Saved from the plain model itself: there was no training checkpoint to compare with."
     errors = ", ".join(f"{name} {error:.1e}" for name, error in card.parity.items())
-    which = "the last step's weights" if card.average else "these weights"
+    rounding = ", ".join(f"{name} {error:.1e}" for name, error in card.rounding.items())
     return (
-        f"The plain model with {which} gives the logits that the distributed model gave when the checkpoint was written, on a "
-        f"fixed batch, up to a relative error of: {errors}."
+        "On a fixed batch, the plain model with the last step's float32 weights gives the logits that the distributed model "
+        f"gave when the checkpoint was written, up to a relative error of: {errors}. The weights released here give the logits "
+        f"of the float32 weights that they were rounded from up to: {rounding}."
     )
 
 

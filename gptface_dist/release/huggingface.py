@@ -14,7 +14,7 @@ from gptface_dist.release.config import CONFIG_NAME, FORMAT, MODEL_TYPE, Release
 
 try:
     from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-    from transformers.utils import ModelOutput
+    from transformers.utils.generic import ModelOutput
 except ImportError as error:
     raise ImportError("the Hugging Face classes need transformers: pip install 'gptface_dist[hf]'") from error
 

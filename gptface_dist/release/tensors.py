@@ -139,6 +139,10 @@ class Weights(Mapping[str, Tensor]):
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path} is no whole safetensors file ({_line(error)}): get the release again") from None
 
+    def file(self, name: str) -> str:
+        """Name of the file that holds a tensor."""
+        return self._where[name].name
+
     def __getitem__(self, name: str) -> Tensor:
         path = self._where[name]
         try:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
-from gptface_dist.model.names import count, parameters
+from gptface_dist.model.names import parameters
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.release import card as cards
 from gptface_dist.release import manifest, probe, tensors
@@ -104,9 +104,8 @@ def write_model(
 
 def finish(folder: Path, config: ReleaseConfig, hashes: dict[str, str]) -> None:
     """What people and loaders read first, and the manifest over all of it."""
-    values = count(config.options, config.vocabulary)
-    text = cards.markdown(config.card, config.options, config.vocabulary, values, config.grid, config.dtype)
-    write_atomically(folder / CARD_NAME, text)
+    told = cards.facts(config.card, config.options, config.vocabulary, config.grid, config.dtype)
+    write_atomically(folder / CARD_NAME, cards.markdown(config.card, told))
     config.save(folder / CONFIG_NAME)
     manifest.make(folder, hashes)
 

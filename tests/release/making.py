@@ -1,13 +1,22 @@
 """Small releases for tests."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from gptface_dist.checkpoint.box import Box, boxes
+from gptface_dist.checkpoint.pieces import Piece, Pieces
+from gptface_dist.checkpoint.record import RunRecord
+from gptface_dist.checkpoint.save import Content, save
+from gptface_dist.checkpoint.together import Ranks
+from gptface_dist.layout import Layout
 from gptface_dist.model.names import initialise
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.release import probe
 from gptface_dist.tokenizers.image import save_model
 from gptface_dist.tokenizers.text import TextOptions, train_text_tokenizer
 from gptface_dist.tokenizers.vocabulary import Vocabulary, join
@@ -44,3 +53,57 @@ def make_model(vocabulary: Vocabulary, options: ModelOptions = OPTIONS, seed: in
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return model.eval()
+
+
+def make_checkpoint(
+    run: Path,
+    model: GPTFace,
+    tokenizers: Path,
+    step: int = 200,
+    average: GPTFace | None = None,
+    logits: probe.Logits | None = None,
+    dtype: str = "float32",
+    stored_as: Callable[[str], str] = lambda name: name,
+    cut: int = 97,
+) -> Path:
+    """A checkpoint of a run as training writes it, in pieces of at most about ``cut`` elements. Returns its folder.
+
+    ``logits`` are the model's own by default; ``stored_as`` is the table of names that the run had.
+    """
+    batch = probe.probe_batch(model.vocabulary, GRID, 16)
+    recorded = probe.Probe(batch, logits or probe.run(model, batch), dtype)
+    pieces = {}
+    kinds = {"weights": model, "moment1": model, "moment2": model} | ({"average": average} if average else {})
+    for kind, held in kinds.items():
+        for name, parameter in held.named_parameters():
+            whole = parameter.detach()
+            parts = [Piece(box, _part(whole, box)) for box in _boxes(tuple(whole.shape), cut)]
+            pieces[f"{kind}/{stored_as(name)}"] = Pieces(tuple(whole.shape), parts)
+    config = {
+        "model": dataclasses.asdict(model.options),
+        "layout": dataclasses.asdict(Layout(dp=2, tp=2, zero=3)),
+        "data": {
+            "tokenizers": str(tokenizers),
+            "sources": [{"path": "tokens/a", "weight": 1.0}, {"path": "tokens/b", "weight": 3.0}],
+        },
+    }
+    record = RunRecord(
+        step=step,
+        updates=step,
+        state={"samples": step * 64, "tokens": step * 999},
+        config=config,
+        vocabulary=dataclasses.asdict(model.vocabulary),
+        metrics={"loss": 5.25, "loss/text": 3.5, "accuracy/text": 0.25, "norm": 1.0},
+        versions={"torch": "2.13.0", "deepspeed": "0.19.8"},
+    )
+    files = {probe.PROBE_NAME: recorded.content()}
+    return save(run / "checkpoints", Content(pieces, record, files), Ranks())
+
+
+def _boxes(shape: tuple[int, ...], cut: int) -> list[Box]:
+    size = math.prod(shape)
+    return [box for start in range(0, size, cut) for box in boxes(start, min(size, start + cut), shape)]
+
+
+def _part(whole: torch.Tensor, box: Box) -> torch.Tensor:
+    return whole[tuple(slice(start, start + length) for start, length in zip(box.offsets, box.sizes, strict=True))]

@@ -1,0 +1,135 @@
+"""From a training checkpoint to a release, a tensor at a time, and refused unless the plain model computes the same."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptface_dist.errors import UserError
+from gptface_dist.model.names import parameters
+from gptface_dist.release import probe
+from gptface_dist.release.card import UNKNOWN, Card
+from gptface_dist.release.checkpoint import TrainingCheckpoint
+from gptface_dist.release.config import CONFIG_NAME, DTYPES, ReleaseConfig
+from gptface_dist.release.probe import PROBE_NAME, Logits, Probe, ProbeBatch
+from gptface_dist.release.streamed import StreamedGPTFace
+from gptface_dist.release.tensors import SHARD_BYTES, Weights, check_table
+from gptface_dist.release.writer import finish, publishing, write_model
+from gptface_dist.tokenizers import vocabulary as vocabularies
+
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+"""Largest relative error of logits. Rounding alone makes about 1e-6 and 1e-2."""
+
+Report = Callable[[str, int, int], None]
+"""Is told what is being done, to how many more values it was done, and to how many it will be."""
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How a checkpoint becomes a release."""
+
+    dtype: str = "bfloat16"
+    """Of the released weights: ``bfloat16`` or ``float32``."""
+    average: bool = False
+    """Release the running average of the weights instead of the last ones."""
+    tokenizers: Path | None = None
+    """Folder of the run's tokenizers, where it is no longer the one that the run's configuration names."""
+    name: str = "GPTFace"
+    """What people call it."""
+    license: str = UNKNOWN
+    """Licence of the weights."""
+    data_license: str = UNKNOWN
+    """Licence of the training data."""
+    shard_bytes: int = SHARD_BYTES
+    """Largest file of weights, unless one tensor alone is larger."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"a release is one of {', '.join(DTYPES)}, not {self.dtype!r}")
+
+
+def convert(source: Path, path: Path, options: ConvertOptions, report: Report = lambda what, done, total: None) -> Card:
+    """Write the release ``path`` of a training checkpoint, or of a run's latest one.
+
+    Before anything is written, the plain model runs with the checkpoint's master weights and must give the logits that the
+    distributed model gave when it wrote them. What was written is read back: each tensor must be the source's, rounded, and
+    the model must give the source's logits but for rounding. At no time is more than about two tensors in memory.
+
+    :class:`UserError` where the checkpoint or the tokenizers are missing, damaged or not of one model, ``path`` exists, or
+    a check fails; then nothing is left on disk.
+    """
+    if (source / CONFIG_NAME).is_file():
+        raise UserError(
+            f"{source} is no checkpoint but a release, by its {CONFIG_NAME}: give the folder of a checkpoint or of a run"
+        )
+    checkpoint = TrainingCheckpoint.open(source)
+    if path.exists():
+        raise UserError(f"{path} exists: remove it or give another name")
+    tokenizers = options.tokenizers or Path(checkpoint.record.config["data"]["tokenizers"])
+    if not tokenizers.is_dir():
+        raise UserError(f"{tokenizers}, where the run had its tokenizers, is no folder: say where they are with --tokenizers")
+    if vocabularies.verify(tokenizers) != checkpoint.vocabulary:
+        raise UserError(f"{tokenizers} are not the tokenizers of {checkpoint.path}: say where those are with --tokenizers")
+    held = checkpoint.average if options.average else checkpoint.weights
+    if options.average and not held:
+        raise UserError(f"{checkpoint.path} holds no running average: convert without --average")
+    model = ReleaseConfig(checkpoint.options, checkpoint.vocabulary, checkpoint.probe.batch.grid, options.dtype, Card())
+    shapes = {entry.name: entry.shape for entry in parameters(model.options, model.vocabulary)}
+    total = sum(torch.Size(shape).numel() for shape in shapes.values())
+    check_table(checkpoint.weights, shapes, f"{checkpoint.path}")
+
+    recorded = checkpoint.probe
+    wanted = _run(model, checkpoint.weights, recorded.batch, "comparing with the training run", report)
+    parity = probe.difference(wanted, recorded.logits)
+    _refuse(
+        parity, TOLERANCES[recorded.dtype], f"{checkpoint.path}: the plain model's logits are not those of the training run"
+    )
+    if options.average:
+        wanted = _run(model, held, recorded.batch, "running the average", report)
+
+    with publishing(path) as folder:
+        hashes = write_model(
+            folder, model, tokenizers, held, options.shard_bytes, lambda values: report("writing", values, total)
+        )
+        _compare(Weights(folder), held, DTYPES[options.dtype], lambda values: report("reading back", values, total))
+        found = _run(model, Weights(folder), recorded.batch, "running the release", report)
+        rounding = probe.difference(found, wanted)
+        _refuse(rounding, TOLERANCES[options.dtype], f"{path}: {options.dtype} changes the logits too much")
+        Probe(recorded.batch, found, "float32").save(folder / PROBE_NAME)
+        card = replace(
+            checkpoint.card,
+            name=options.name,
+            license=options.license,
+            data_license=options.data_license,
+            average=options.average,
+            parity=parity,
+            rounding=rounding,
+        )
+        finish(folder, replace(model, card=card), hashes)
+    return card
+
+
+def _run(model: ReleaseConfig, held: Mapping[str, Tensor], batch: ProbeBatch, what: str, report: Report) -> Logits:
+    total = StreamedGPTFace.reads(model.options, model.vocabulary)
+    streamed = StreamedGPTFace(model.options, model.vocabulary, held, lambda values: report(what, values, total))
+    return probe.run(streamed, batch)
+
+
+def _refuse(errors: dict[str, float], tolerance: float, what: str) -> None:
+    """:class:`UserError` unless all errors are within the tolerance; NaN is not."""
+    if not all(error <= tolerance for error in errors.values()):
+        found = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+        raise UserError(f"{what} (relative error: {found}; at most {tolerance:g}): nothing was written")
+
+
+def _compare(
+    written: Mapping[str, Tensor], held: Mapping[str, Tensor], dtype: torch.dtype, done: Callable[[int], None]
+) -> None:
+    for name, tensor in written.items():
+        # Bits, so that NaN equals itself: what the model makes of it is another check's business.
+        bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
+        if not torch.equal(tensor.view(bits), held[name].to(dtype).view(bits)):
+            raise UserError(f"{name} was not written as it is in the checkpoint: nothing was kept; the disk may be failing")
+        done(tensor.numel())
