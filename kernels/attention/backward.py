@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from gptface_dist.kernels.attention.emulator import TINY
-from gptface_dist.kernels.attention.forward import Launch, columns, rows
+from gptface_dist.kernels.attention.forward import Launch, columns, resident, resident_vector, rows
 from gptface_dist.kernels.attention.options import E4M3_MAX, TILE
-from gptface_dist.kernels.attention.quantise import Quantised, Tiles, _saturated, strides
+from gptface_dist.kernels.attention.quantise import ROWS, Quantised, Tiles, _saturated, copying_launch, strides
 
 _FP8_MAX = tl.constexpr(E4M3_MAX)
 _TINY = tl.constexpr(TINY)
@@ -27,17 +27,17 @@ _FAR = tl.constexpr(1e30)
 def _prepare(
     out, dout, p_max, starts, lengths, tiled_starts, v_scale, v_mean, v_norm,
     dout_rows, dout_columns, dout_scale, delta, bounds, stride_b, stride_t, stride_h, capacity,
-    BACKWARD: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr,
+    BACKWARD: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One tile's copies of dO, delta = rowsum(dO O), and the largest that dS and the rescaled P can be.
+    """One block's copies of dO, delta = rowsum(dO O), and the largest that dS and the rescaled P can be.
 
-    ``bounds`` [B, H, tiles, 2]. The emulator's backward has the formulas.
+    ``bounds`` [B, H, blocks, 2]. The emulator's backward has the formulas.
     """
-    tile, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    block, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + sequence)
-    if tile * TILE >= length:
+    if block * ROWS >= tl.cdiv(length, TILE) * TILE:
         return
-    rows, columns = tile * TILE + tl.arange(0, TILE), tl.arange(0, D)
+    rows, columns = block * ROWS + tl.arange(0, ROWS), tl.arange(0, D)
     seen = (rows < length)[:, None]
     place = sequence.to(tl.int64) * stride_b + (tl.load(starts + sequence) + rows)[:, None].to(tl.int64) * stride_t
     place += head * stride_h + columns[None, :]
@@ -62,8 +62,10 @@ def _prepare(
         tl.store(dout_scale + vector, scale)
         if BACKWARD == "fp8":
             tl.store(dout_rows + by_row, do8)
-            known = do8.to(tl.float32) * scale[:, None] / folded
-            tl.store(delta + vector, tl.sum(known * centred, 1))
+            unscaled = do8.to(tl.float32) / folded
+            known = unscaled * scale[:, None]
+            # As a multiple of the row's scale, like the product that it is taken from.
+            tl.store(delta + vector, tl.sum(unscaled * centred, 1))
         else:
             half = do.to(dout_rows.dtype.element_ty)
             tl.store(dout_rows + by_row, half)
@@ -72,8 +74,8 @@ def _prepare(
         most = tl.load(p_max + vector)
         norm = tl.sqrt(tl.sum(known * known, 1))
         bound = norm * (tl.load(v_norm + index) + tl.sqrt(tl.sum(centred * centred, 1))) * most
-        tl.store(bounds + (index * tl.num_programs(0) + tile) * 2, tl.max(bound, 0))
-        tl.store(bounds + (index * tl.num_programs(0) + tile) * 2 + 1, tl.max(most * scale, 0))
+        tl.store(bounds + (index * tl.num_programs(0) + block) * 2, tl.max(bound, 0))
+        tl.store(bounds + (index * tl.num_programs(0) + block) * 2 + 1, tl.max(most * scale, 0))
 
 
 @triton.jit
@@ -86,8 +88,7 @@ def _dk_dv(
     """Gradients of one tile of keys and values of one head."""
     tile, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + sequence)
-    if tile * KEYS >= length:
-        return
+    end = tl.where(tile * KEYS < length, length, 0)
     first = tl.load(tiled_starts + sequence)
     row, column = head * capacity + first, head * D
     index = sequence * tl.num_programs(1) + head
@@ -96,11 +97,11 @@ def _dk_dv(
     ds_scale = tl.maximum(tl.load(bounds + index * 2), _TINY) / _FP8_MAX
     p_scale = tl.maximum(tl.load(bounds + index * 2 + 1), _TINY) / _FP8_MAX
     ds_inverse, p_inverse = 1.0 / ds_scale, 1.0 / p_scale
-    k = k_rows.load([row + tile * KEYS, 0])
-    v = v_back.load([row + tile * KEYS, 0])
+    k = resident(k_rows, row + tile * KEYS, KEYS, D, SPECIALIZE)
+    v = resident(v_back, row + tile * KEYS, KEYS, D, SPECIALIZE)
     dk_sum, dv_sum = tl.zeros([KEYS, D], tl.float32), tl.zeros([KEYS, D], tl.float32)
     # Queries beyond the length have lse 1e30, so P = 0 without a mask; keys beyond it are rows that are not stored.
-    for m in tl.range(0, length, QUERIES, warp_specialize=SPECIALIZE):
+    for m in tl.range(0, end, QUERIES, warp_specialize=SPECIALIZE):
         q = q_rows.load([row + m, 0])
         p = tl.math.exp2(tl.dot(k, tl.trans(q)) * log2_factor - lse.load([row + m])[None, :])
         do = dout_rows.load([row + m, 0])
@@ -110,11 +111,11 @@ def _dk_dv(
             ds = p * (dp - delta.load([row + m])[None, :])
             dk_sum = tl.dot(ds.to(do.dtype), q_back.load([row + m, 0]), dk_sum)
         else:
-            scale = dout_scale.load([row + m])
+            weighted = p * dout_scale.load([row + m])[None, :]
             do8 = dout_columns.load([column, first + m])
-            dv_sum = tl.dot((p * (scale * p_inverse)[None, :]).to(do8.dtype), tl.trans(do8), dv_sum)
-            dp = dp * scale[None, :] if BACKWARD == "fp8" else dp
-            ds = p * (dp - delta.load([row + m])[None, :]) * ds_inverse
+            dv_sum = tl.dot((weighted * p_inverse).to(do8.dtype), tl.trans(do8), dv_sum)
+            weight = weighted if BACKWARD == "fp8" else p
+            ds = weight * (dp - delta.load([row + m])[None, :]) * ds_inverse
             dk_sum = tl.dot(ds.to(do8.dtype), tl.trans(q_back.load([column, first + m])), dk_sum)
 
     if BACKWARD == "bf16":
@@ -140,8 +141,7 @@ def _dq(
     """Gradient of one tile of queries of one head."""
     tile, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + sequence)
-    if tile * QUERIES >= length:
-        return
+    end = tl.where(tile * QUERIES < length, length, 0)
     first = tl.load(tiled_starts + sequence)
     row, column = head * capacity + first, head * D
     index = sequence * tl.num_programs(1) + head
@@ -150,19 +150,22 @@ def _dq(
     ds_scale = tl.maximum(tl.load(bounds + index * 2), _TINY) / _FP8_MAX
     ds_inverse = 1.0 / ds_scale
     mine = row + tile * QUERIES
-    q, do = q_rows.load([mine, 0]), dout_rows.load([mine, 0])
-    logsum, offset, scale = lse.load([mine])[:, None], delta.load([mine])[:, None], dout_scale.load([mine])[:, None]
+    q = resident(q_rows, mine, QUERIES, D, SPECIALIZE)
+    do = resident(dout_rows, mine, QUERIES, D, SPECIALIZE)
+    logsum = resident_vector(lse, mine, QUERIES, SPECIALIZE)[:, None]
+    offset = resident_vector(delta, mine, QUERIES, SPECIALIZE)[:, None]
+    scale = resident_vector(dout_scale, mine, QUERIES, SPECIALIZE)[:, None]
     dq_sum = tl.zeros([QUERIES, D], tl.float32)
     keys = tl.arange(0, KEYS)[None, :]
-    for n in tl.range(0, length, KEYS, warp_specialize=SPECIALIZE):
+    for n in tl.range(0, end, KEYS, warp_specialize=SPECIALIZE):
         scores = tl.dot(q, tl.trans(k_rows.load([row + n, 0]))) * log2_factor
         p = tl.math.exp2(tl.where(n + keys < length, scores, -_FAR) - logsum)
         dp = tl.dot(do, tl.trans(v_back.load([row + n, 0])))
         if BACKWARD == "bf16":
             dq_sum = tl.dot((p * (dp - offset)).to(do.dtype), k_back.load([row + n, 0]), dq_sum)
         else:
-            dp = dp * scale if BACKWARD == "fp8" else dp
-            ds = p * (dp - offset) * ds_inverse
+            weight = p * scale if BACKWARD == "fp8" else p
+            ds = weight * (dp - offset) * ds_inverse
             dq_sum = tl.dot(ds.to(q.dtype), tl.trans(k_back.load([column, first + n])), dq_sum)
 
     dq_sum = dq_sum * (factor if BACKWARD == "bf16" else factor * k_scale * ds_scale)
@@ -216,12 +219,13 @@ def backward(
     # The bf16 kernels have no use for columns and scales: they are handed something of the right form.
     dout_columns = torch.empty(heads * size, tiles.capacity, dtype=x.q_rows.dtype, device=device)
     delta, dout_scale = (torch.empty(rows_of_heads, device=device) for _ in range(2))
-    bounds = torch.zeros(batch, heads, tiles.tiles, 2, device=device)
+    blocks = tiles.tiles * (TILE // ROWS)
+    bounds = torch.zeros(batch, heads, blocks, 2, device=device)
     place = (tiles.starts, tiles.lengths, tiles.tiled_starts)
-    _prepare[(tiles.tiles, heads, batch)](
+    _prepare[(blocks, heads, batch)](
         out, dout, result.p_max, *place, x.v_scale, x.v_mean, x.v_norm,
         dout_rows, dout_columns, dout_scale, delta, bounds, *strides(out), tiles.capacity,
-        BACKWARD=kind, D=size, TILE=TILE,
+        BACKWARD=kind, TILE=TILE, **copying_launch(size),
     )  # fmt: skip
     bounds = bounds.amax(2)
     log2_factor = factor * math.log2(math.e)
@@ -233,7 +237,7 @@ def backward(
     launch = dk_dv_launch(size, specialize)
     m, n = launch.queries, launch.keys
     _dk_dv[(triton.cdiv(tiles.tiles * TILE, n), heads, batch)](
-        rows(x.q_rows, m), back(x.q_back, m), rows(x.k_rows, n), rows(x.v_back, n),
+        rows(x.q_rows, m), back(x.q_back, m), x.k_rows, x.v_back,
         rows(dout_rows, m), columns(dout_columns, size, m), rows(result.lse, m), rows(delta, m), rows(dout_scale, m),
         dk, dv, *place, x.qk_scale, x.v_scale, bounds, factor, log2_factor, *strides(out), tiles.capacity,
         BACKWARD=kind, D=size, **launch.arguments(),
@@ -241,9 +245,8 @@ def backward(
     launch = dq_launch(size, specialize)
     m, n = launch.queries, launch.keys
     _dq[(triton.cdiv(tiles.tiles * TILE, m), heads, batch)](
-        rows(x.q_rows, m), rows(x.k_rows, n), back(x.k_back, n), rows(x.v_back, n),
-        rows(dout_rows, m), rows(result.lse, m), rows(delta, m), rows(dout_scale, m),
-        dq, *place, x.qk_scale, bounds, factor, log2_factor, *strides(out), tiles.capacity,
+        x.q_rows, rows(x.k_rows, n), back(x.k_back, n), rows(x.v_back, n), dout_rows, result.lse, delta, dout_scale, dq,
+        *place, x.qk_scale, bounds, factor, log2_factor, *strides(out), tiles.capacity,
         BACKWARD=kind, D=size, **launch.arguments(),
     )  # fmt: skip
     return dq, dk, dv

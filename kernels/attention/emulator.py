@@ -140,21 +140,22 @@ def backward(dout: Tensor, state: State, factor: float, options: Fp8Options) -> 
     # dO with V's scales folded in, so that dP needs no more than one scale a row.
     dout_scale, dout_inverse = _scale((dout * s.v_scale).abs().amax(3, keepdim=True))
     dout8 = round_e4m3(dout * s.v_scale * dout_inverse)
+    weighted = p * dout_scale
     if options.backward == "fp8":
         # The very dO that dP is made of: then the row sums of dS vanish as they do in exact arithmetic.
-        known = dout8 * dout_scale / s.v_scale
-        dp = dout8 @ s.v8.mT * dout_scale
-        delta = (known * centred).sum(3, keepdim=True)
+        known = dout8 / s.v_scale * dout_scale
+        delta = (dout8 / s.v_scale * centred).sum(3, keepdim=True)
+        ds = weighted * (dout8 @ s.v8.mT - delta)
     else:
         known = round_bf16(dout)
-        dp = known @ round_bf16(s.v).mT
         delta = (known * s.out).sum(3, keepdim=True)
+        ds = p * (known @ round_bf16(s.v).mT - delta)
     # Cauchy-Schwarz: |dP - delta| = |dO (v - o)| <= |dO| (max |v| + |o|), all taken from V's mean.
     bound = norm(known) * (s.v_norm + norm(centred)) * s.p_max
     ds_scale, ds_inverse = _scale(bound.amax((2, 3), keepdim=True))
-    ds8 = round_e4m3(p * (dp - delta) * ds_inverse)
+    ds8 = round_e4m3(ds * ds_inverse)
     p_scale, p_inverse = _scale((s.p_max * dout_scale).amax((2, 3), keepdim=True))
-    dv = round_e4m3(p * (dout_scale * p_inverse)).mT @ dout8 * (p_scale / s.v_scale)
+    dv = round_e4m3(weighted * p_inverse).mT @ dout8 * (p_scale / s.v_scale)
     dq = ds8 @ s.k8 * (factor * s.k_scale * ds_scale)
     dk = ds8.mT @ s.q8 * (factor * s.q_scale * ds_scale)
     return _rows(dq, dk, dv)

@@ -21,6 +21,30 @@ _FAR = tl.constexpr(1e30)
 
 
 @triton.jit
+def resident(copy, row, ROWS: tl.constexpr, D: tl.constexpr, SPECIALIZE: tl.constexpr):
+    """ROWS rows of a tiled copy [.., D] from ``row`` on, which a program keeps.
+
+    Specialised warps share these rows out among them, which Triton 3.7.1 compiles for descriptors made in the kernel
+    only, not for the host's (triton-lang/triton#11587) and not for pointers.
+    """
+    if SPECIALIZE:
+        found = tl.make_tensor_descriptor(copy, [row + ROWS, D], [D, 1], [ROWS, D]).load([row, 0])
+    else:
+        found = tl.load(copy + (row + tl.arange(0, ROWS)).to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :])
+    return found
+
+
+@triton.jit
+def resident_vector(copy, row, ROWS: tl.constexpr, SPECIALIZE: tl.constexpr):
+    """Likewise of a vector."""
+    if SPECIALIZE:
+        found = tl.make_tensor_descriptor(copy, [row + ROWS], [1], [ROWS]).load([row])
+    else:
+        found = tl.load(copy + row + tl.arange(0, ROWS))
+    return found
+
+
+@triton.jit
 def _forward(
     q_rows, k_rows, v_columns, out, lse, p_max, starts, lengths, tiled_starts, qk_scale, v_scale, v_mean, factor,
     stride_b, stride_t, stride_h, capacity,
@@ -29,18 +53,19 @@ def _forward(
     """``factor`` multiplies the scores, log2 e included. ``lse`` and ``p_max`` [H capacity]: see the emulator's State."""
     tile, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + sequence)
-    if tile * QUERIES >= length:
-        return
+    # A program past the end has nothing to loop over and stores nothing. (It must not return here: warp specialisation
+    # does not compile beside a return.)
+    end = tl.where(tile * QUERIES < length, length, 0)
     first = tl.load(tiled_starts + sequence)
     row, column = head * capacity + first, head * D
     index = sequence * tl.num_programs(1) + head
     factor = factor * tl.load(qk_scale + index * 2) * tl.load(qk_scale + index * 2 + 1)
-    q = q_rows.load([row + tile * QUERIES, 0])
+    q = resident(q_rows, row + tile * QUERIES, QUERIES, D, SPECIALIZE)
     keys = tl.arange(0, KEYS)[None, :]
     largest = tl.full([QUERIES], -_FAR, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, D], tl.float32)
-    for n in tl.range(0, length, KEYS, warp_specialize=SPECIALIZE):
+    for n in tl.range(0, end, KEYS, warp_specialize=SPECIALIZE):
         scores = tl.dot(q, tl.trans(k_rows.load([row + n, 0]))) * factor
         scores = tl.where(n + keys < length, scores, -_FAR)
         new = tl.maximum(largest, tl.ceil(tl.max(scores, 1)))
@@ -57,8 +82,9 @@ def _forward(
     place = sequence.to(tl.int64) * stride_b + (tl.load(starts + sequence) + rows)[:, None].to(tl.int64) * stride_t
     place += head * stride_h + columns[None, :]
     tl.store(out + place, found.to(out.dtype.element_ty), mask=seen[:, None])
-    tl.store(lse + row + rows, tl.where(seen, largest + tl.math.log2(total) - _P_EXPONENT, _FAR))
-    tl.store(p_max + row + rows, tl.where(seen, tl.math.exp2(_P_EXPONENT) / total, 0.0))
+    whole = rows < tl.cdiv(length, QUERIES) * QUERIES
+    tl.store(lse + row + rows, tl.where(seen, largest + tl.math.log2(total) - _P_EXPONENT, _FAR), mask=whole)
+    tl.store(p_max + row + rows, tl.where(seen, tl.math.exp2(_P_EXPONENT) / total, 0.0), mask=whole)
 
 
 @dataclass(frozen=True)
@@ -124,7 +150,7 @@ def forward(
     out = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
     lse, p_max = (torch.empty(heads * tiles.capacity, device=like.device) for _ in range(2))
     _forward[(tiles.tiles, heads, len(tiles.lengths))](
-        rows(x.q_rows, launch.queries), rows(x.k_rows, launch.keys), columns(x.v_columns, size, launch.keys),
+        x.q_rows, rows(x.k_rows, launch.keys), columns(x.v_columns, size, launch.keys),
         out, lse, p_max, tiles.starts, tiles.lengths, tiles.tiled_starts, x.qk_scale, x.v_scale, x.v_mean, factor,
         *strides(out), tiles.capacity, D=size, **launch.arguments(),
     )  # fmt: skip

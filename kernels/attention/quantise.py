@@ -15,6 +15,9 @@ from torch import Tensor
 from gptface_dist.kernels.attention.emulator import CHANNEL_FLOOR, TINY
 from gptface_dist.kernels.attention.options import E4M3_MAX, TILE, Sequences
 
+ROWS = 64
+"""Rows of a sequence that one program copies."""
+
 _FP8_MAX = tl.constexpr(E4M3_MAX)
 _TINY = tl.constexpr(TINY)
 _FLOOR = tl.constexpr(CHANNEL_FLOOR)
@@ -23,18 +26,18 @@ _FLOOR = tl.constexpr(CHANNEL_FLOOR)
 @triton.jit
 def _statistics(
     q, k, v, starts, lengths, partial, stride_b, stride_t, stride_h,
-    D: tl.constexpr, TILE: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Per tile and channel: sum, least and largest of K and of V, largest |Q|. ``partial`` [B, H, tiles, 7, D]."""
-    tile, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """Per block and channel: sum, least and largest of K and of V, largest |Q|. ``partial`` [B, H, blocks, 7, D]."""
+    block, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + sequence)
-    if tile * TILE >= length:
+    if block * ROWS >= length:
         return
-    rows, columns = tile * TILE + tl.arange(0, TILE), tl.arange(0, D)
+    rows, columns = block * ROWS + tl.arange(0, ROWS), tl.arange(0, D)
     seen = (rows < length)[:, None]
     first = sequence.to(tl.int64) * stride_b + tl.load(starts + sequence).to(tl.int64) * stride_t + head * stride_h
     offsets = first + rows[:, None].to(tl.int64) * stride_t + columns[None, :]
-    place = ((sequence * tl.num_programs(1) + head).to(tl.int64) * tl.num_programs(0) + tile) * 7 * D + columns
+    place = ((sequence * tl.num_programs(1) + head).to(tl.int64) * tl.num_programs(0) + block) * 7 * D + columns
     for i in tl.static_range(2):
         x = tl.load((k if i == 0 else v) + offsets, mask=seen, other=0.0).to(tl.float32)
         tl.store(partial + place + (3 * i) * D, tl.sum(x, 0))
@@ -46,10 +49,10 @@ def _statistics(
 
 @triton.jit
 def _scales(
-    partial, lengths, qk_scale, k_mean, v_mean, v_scale, tiles,
-    SMOOTH: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr,
+    partial, lengths, qk_scale, k_mean, v_mean, v_scale, blocks,
+    SMOOTH: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Means and scales of one head of one sequence, of the statistics of its tiles; a fixed order of sums."""
+    """Means and scales of one head of one sequence, of the statistics of its blocks; a fixed order of sums."""
     head, sequence = tl.program_id(0), tl.program_id(1)
     length = tl.load(lengths + sequence)
     columns = tl.arange(0, D)
@@ -57,8 +60,8 @@ def _scales(
     k_sum, v_sum, q_largest = tl.zeros([D], tl.float32), tl.zeros([D], tl.float32), tl.zeros([D], tl.float32)
     k_least, v_least = tl.full([D], float("inf"), tl.float32), tl.full([D], float("inf"), tl.float32)
     k_most, v_most = tl.full([D], float("-inf"), tl.float32), tl.full([D], float("-inf"), tl.float32)
-    for tile in range(0, tl.cdiv(length, TILE)):
-        place = partial + (index.to(tl.int64) * tiles + tile) * 7 * D + columns
+    for block in range(0, tl.cdiv(length, ROWS)):
+        place = partial + (index.to(tl.int64) * blocks + block) * 7 * D + columns
         k_sum += tl.load(place)
         k_least = tl.minimum(k_least, tl.load(place + D))
         k_most = tl.maximum(k_most, tl.load(place + 2 * D))
@@ -84,18 +87,18 @@ def _scales(
 def _write(
     q, k, v, starts, lengths, tiled_starts, qk_scale, k_mean, v_mean, v_scale,
     q_rows, k_rows, v_columns, q_back, k_back, v_back, v_norms, stride_b, stride_t, stride_h, capacity,
-    BACKWARD: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr,
+    BACKWARD: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One tile's copies: rows of Q and K and columns of V for the forward pass, and what the backward pass reads.
+    """One block's copies: rows of Q and K and columns of V for the forward pass, and what the backward pass reads.
 
     BACKWARD "fp8" and "mixed" want columns of Q and K, "bf16" rows of them; "fp8" wants V's rows in FP8, the others in
     bf16 as they are. "none": there will be no backward pass.
     """
-    tile, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    block, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + sequence)
-    if tile * TILE >= length:
+    if block * ROWS >= tl.cdiv(length, TILE) * TILE:
         return
-    rows, columns = tile * TILE + tl.arange(0, TILE), tl.arange(0, D)
+    rows, columns = block * ROWS + tl.arange(0, ROWS), tl.arange(0, D)
     seen = (rows < length)[:, None]
     first = sequence.to(tl.int64) * stride_b + tl.load(starts + sequence).to(tl.int64) * stride_t + head * stride_h
     offsets = first + rows[:, None].to(tl.int64) * stride_t + columns[None, :]
@@ -133,7 +136,7 @@ def _write(
         tl.store(v_back + by_row, raw.to(v_back.dtype.element_ty))
     if BACKWARD == "fp8" or BACKWARD == "mixed":
         x = x8.to(tl.float32) * scale
-        place = index.to(tl.int64) * tl.num_programs(0) + tile
+        place = index.to(tl.int64) * tl.num_programs(0) + block
         tl.store(v_norms + place, tl.sqrt(tl.max(tl.sum(x * x, 1), 0)))
 
 
@@ -200,6 +203,11 @@ def capacity_of(tokens: int, sequences: int) -> int:
     return (tokens // TILE + sequences) * TILE
 
 
+def copying_launch(size: int) -> dict[str, int]:
+    """Keyword arguments of the kernels that copy blocks of rows of heads of ``size``: 32 values a thread."""
+    return {"D": size, "ROWS": ROWS, "num_warps": size * ROWS // (32 * 32)}
+
+
 def strides(x: Tensor) -> tuple[int, int, int]:
     """Of sequence, token and head, for a padded [B, N, H, D] or a packed [T, H, D] tensor."""
     return (0, x.stride(0), x.stride(1)) if x.dim() == 3 else (x.stride(0), x.stride(1), x.stride(2))
@@ -211,12 +219,13 @@ def quantise(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, smooth: bool, backwa
     ``element`` is float8_e4m3fn; with float32 nothing is rounded, which tests the algebra apart from FP8.
     """
     heads, size, batch, capacity = q.shape[-2], q.shape[-1], len(tiles.lengths), tiles.capacity
-    grid = (tiles.tiles, heads, batch)
+    blocks = tiles.tiles * (TILE // ROWS)
+    grid, copying = (blocks, heads, batch), copying_launch(size)
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=q.device)
 
-    partial, v_norms = new(batch, heads, tiles.tiles, 7, size), torch.zeros(batch, heads, tiles.tiles, device=q.device)
+    partial, v_norms = new(batch, heads, blocks, 7, size), torch.zeros(batch, heads, blocks, device=q.device)
     qk_scale, k_mean = new(batch, heads, 2), new(batch, heads, size)
     v_mean, v_scale = new(batch, heads, size), new(batch, heads, size)
     by_row, by_column, none = (heads * capacity, size), (heads * size, capacity), (0,)
@@ -226,14 +235,14 @@ def quantise(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, smooth: bool, backwa
     shape, dtype = back[backward]
     q_back, k_back = new(*shape, dtype=dtype), new(*shape, dtype=dtype)
     v_back = new(*(none if backward == "none" else by_row), dtype=element if backward == "fp8" else half)
-    _statistics[grid](q, k, v, tiles.starts, tiles.lengths, partial, *strides(q), D=size, TILE=TILE)
+    _statistics[grid](q, k, v, tiles.starts, tiles.lengths, partial, *strides(q), **copying)
     _scales[(heads, batch)](
-        partial, tiles.lengths, qk_scale, k_mean, v_mean, v_scale, tiles.tiles, SMOOTH=smooth, D=size, TILE=TILE
+        partial, tiles.lengths, qk_scale, k_mean, v_mean, v_scale, blocks, SMOOTH=smooth, **copying
     )  # fmt: skip
     _write[grid](
         q, k, v, tiles.starts, tiles.lengths, tiles.tiled_starts, qk_scale, k_mean, v_mean, v_scale,
         q_rows, k_rows, v_columns, q_back, k_back, v_back, v_norms, *strides(q), capacity,
-        BACKWARD=backward, D=size, TILE=TILE,
+        BACKWARD=backward, TILE=TILE, **copying,
     )  # fmt: skip
     return Quantised(
         q_rows, k_rows, v_columns, q_back, k_back, v_back, qk_scale, v_scale, v_mean, v_norms.amax(2)
