@@ -6,7 +6,7 @@ import typer
 
 import gptface_dist
 from gptface_dist.errors import UserError
-from gptface_dist.tools import bench, data, faces, parity, release, tokenizer, train
+from gptface_dist.tools import bench, data, faces, generate, parity, release, tokenizer, train
 
 _INTERRUPTED = 130
 
@@ -20,6 +20,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(faces.app, name="faces")
 app.add_typer(tokenizer.app, name="tokenizer")
+generate.register(app)
 app.command("convert")(release.convert)
 app.command("inspect")(release.inspect)
 app.command("parity")(parity.parity)

@@ -1,0 +1,165 @@
+"""Iterative parallel decoding: all wanted tokens are masked; each step commits those the model is most sure of.
+
+After step ``t`` of ``T``, ``floor(cos(pi t / 2T) n)`` of the ``n`` tokens are still masked (at least one fewer than before).
+Candidates are drawn from the model's distribution; their confidence is ``log p + confidence_noise (1 - t/T) Gumbel``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptface_dist.generation.guidance import pull
+from gptface_dist.generation.model import device_of, logits_of, match_probabilities
+from gptface_dist.generation.noise import Noise
+from gptface_dist.generation.options import Guidance, Sampling
+from gptface_dist.generation.sequence import Rows, Unfinished, batches, stack
+from gptface_dist.model.plain import GPTFace
+from gptface_dist.sequence import IMAGE
+
+
+@dataclass(frozen=True)
+class Task:
+    """A sequence to complete."""
+
+    sequence: Unfinished
+    """It."""
+    without_text: Unfinished | None
+    """The same image with an empty text, for classifier-free guidance; None where that makes no sense."""
+    number: int
+    """Which sample of the call this is: names its noise."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A completed sequence."""
+
+    sequence: Unfinished
+    """With its tokens in place."""
+    match: float
+    """p(match) of image and text."""
+    log_probability: float
+    """Mean log-probability, under the distribution it was drawn from, of the tokens as they were committed."""
+
+
+def still_masked(step: int, steps: int, before: int, total: int) -> int:
+    """Tokens masked after a step (1 .. steps), of ``total``, ``before`` of which were masked before it."""
+    if step == steps:
+        return 0
+    return max(0, min(before - 1, math.floor(math.cos(math.pi * step / (2 * steps)) * total)))
+
+
+def complete(
+    model: GPTFace,
+    tasks: Sequence[Task],
+    ids: range,
+    sampling: Sampling,
+    options: Guidance,
+    done: Callable[[], None] = lambda: None,
+) -> list[Drawn]:
+    """Complete sequences, each as if it were alone: the others, their number and order change nothing.
+
+    Args:
+        model: in evaluation mode.
+        tasks: what to complete.
+        ids: the joint ids to draw from: those of the wanted tokens' modality.
+        sampling: steps, temperature, seed.
+        options: guidance.
+        done: called after every forward batch of all steps, for progress.
+    """
+    found: list[Drawn | None] = [None] * len(tasks)
+    for candidate in range(options.rerank):
+        for numbers in batches([task.sequence for task in tasks], device_of(model)):
+            chosen = [tasks[number] for number in numbers]
+            noises = [Noise(sampling.seed, task.number, candidate) for task in chosen]
+            for number, drawn in zip(numbers, _decode(model, chosen, ids, noises, sampling, options), strict=True):
+                best = found[number]
+                if best is None or drawn.match > best.match:
+                    found[number] = drawn
+            done()
+    return [drawn for drawn in found if drawn is not None]
+
+
+@torch.no_grad()
+def _decode(
+    model: GPTFace, tasks: Sequence[Task], ids: range, noises: Sequence[Noise], sampling: Sampling, options: Guidance
+) -> list[Drawn]:
+    device, mask_id = device_of(model), model.vocabulary.mask_id
+    rows = stack([task.sequence for task in tasks], device)
+    hidden = torch.zeros_like(rows.tokens, dtype=torch.bool)
+    for row, task in enumerate(tasks):
+        hidden[row, : len(task.sequence.tokens)] = task.sequence.wanted.to(device)
+    places = [hidden[row].nonzero()[:, 0] for row in range(len(tasks))]
+    rows.tokens[hidden] = mask_id
+    free = _Free(tasks, device) if options.classifier_free > 0 else None
+    sure = [0.0] * len(tasks)
+    for step in range(1, sampling.steps + 1):
+        if not hidden.any():
+            break
+        own = logits = logits_of(model, rows, hidden, ids)
+        if free is not None:
+            logits = logits + options.classifier_free * (own - free.logits(model, rows, hidden, ids))
+        if options.gradient.strength > 0:
+            logits = logits + pull(model, rows, hidden, own, ids, options.gradient)
+        start = 0
+        for row in range(len(tasks)):
+            at = hidden[row, places[row]]
+            count = int(at.sum())
+            part = logits[start : start + count]
+            start += count
+            # Noise is drawn for all wanted tokens at every step, so that a token's noise does not hang on the others' order.
+            total = len(places[row])
+            drawing, deciding = noises[row].gumbel(total, len(ids)).to(device), noises[row].gumbel(total).to(device)
+            if not count:
+                continue
+            drawn, log_p = draw(part, drawing[at], sampling)
+            left = still_masked(step, sampling.steps, count, total)
+            confidence = log_p + sampling.confidence_noise * (1 - step / sampling.steps) * deciding[at]
+            kept = confidence.argsort(descending=True, stable=True)[: count - left]
+            where = places[row][at][kept]
+            rows.tokens[row, where] = drawn[kept] + ids.start
+            hidden[row, where] = False
+            sure[row] += float(log_p[kept].sum())
+    finished = [task.sequence.completed(rows.tokens[row, places[row]].cpu()) for row, task in enumerate(tasks)]
+    matches = match_probabilities(model, finished)
+    return [
+        Drawn(one, match, total / max(1, len(place)))
+        for one, match, total, place in zip(finished, matches, sure, places, strict=True)
+    ]
+
+
+def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Draw a token for each row of ``logits`` (float32 [M, K]) with Gumbel ``noise`` of the same shape.
+
+    Returns int64 [M], and the tokens' log-probabilities (float32 [M]) after temperature and top-k.
+    """
+    if sampling.top_k and sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    if sampling.temperature == 0:
+        drawn = logits.argmax(-1)
+    else:
+        logits = logits / sampling.temperature
+        drawn = (logits + noise).argmax(-1)
+    return drawn, logits.log_softmax(-1).gather(-1, drawn.unsqueeze(-1))[:, 0]
+
+
+class _Free:
+    """The same images with an empty text, in step with the sequences that have one."""
+
+    def __init__(self, tasks: Sequence[Task], device: torch.device):
+        without = [task.without_text for task in tasks if task.without_text is not None]
+        if len(without) != len(tasks):
+            raise ValueError("classifier-free guidance needs each sequence without its text too")
+        self._rows = stack(without, device)
+        self._image = self._rows.segments == IMAGE
+
+    def logits(self, model: GPTFace, rows: Rows, hidden: Tensor, ids: range) -> Tensor:
+        """Logits of the tokens that ``hidden`` marks in ``rows``, whose images are copied over."""
+        image = rows.segments == IMAGE
+        self._rows.tokens[self._image] = rows.tokens[image]
+        masked = torch.zeros_like(self._image)
+        masked[self._image] = hidden[image]
+        return logits_of(model, self._rows, masked, ids)

@@ -1,0 +1,232 @@
+"""GPTFace at work: draw faces for a text, edit a region of a picture, describe a picture, judge a pair."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gptface_dist.errors import UserError
+from gptface_dist.generation import presets, region
+from gptface_dist.generation.decode import Task, complete
+from gptface_dist.generation.model import match_probabilities
+from gptface_dist.generation.options import Guidance, Sampling
+from gptface_dist.generation.pictures import Picture, read_pixels
+from gptface_dist.generation.sequence import compose
+from gptface_dist.model.plain import GPTFace
+from gptface_dist.release import Release, load
+from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
+from gptface_dist.tokenizers.image import ImageTokenizer
+from gptface_dist.tokenizers.text import TextTokenizer
+
+Source = Picture | Path | str | Image.Image | np.ndarray
+"""A picture: one of ours, a file, a Pillow image, or pixels (uint8 [height, width, 3])."""
+CAPTION_LENGTHS = (6, 10, 14, 20)
+"""Tokens of the captions that are tried: decoding in parallel needs a length beforehand."""
+CAPTION_SAMPLING = Sampling(temperature=0.5)
+FEATHER = 2
+"""Pixels inside a region over which the drawn picture fades in."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What was found to say of a picture."""
+
+    text: str
+    """The words."""
+    match: float
+    """p(match) of picture and words."""
+
+
+class Generator:
+    """A release, ready to draw. Results are a function of the arguments: neither other calls nor other samples change them.
+
+    Between devices, numbers of threads and versions of torch, near ties between two tokens can still turn.
+    """
+
+    def __init__(self, model: GPTFace, text: TextTokenizer, image: ImageTokenizer, grid: tuple[int, int]):
+        if grid[0] != grid[1]:
+            raise UserError(f"pictures are square, but the model's have {grid[0]}x{grid[1]} codes")
+        found, made_for = (text.sha256, image.sha256), (model.vocabulary.text_sha256, model.vocabulary.image_sha256)
+        for name, ours, theirs in zip(("text", "image"), found, made_for, strict=True):
+            if ours != theirs:
+                raise UserError(f"the model was trained with {name} tokenizer {theirs[:12]}, this one is {ours[:12]}")
+        self.model, self._text, self._image, self._grid = model.eval().requires_grad_(False), text, image, grid
+        self.vocabulary = model.vocabulary
+        self.size = grid[0] * image.factor
+        """Pixels of a side of its pictures."""
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str, device: torch.device | str = "cpu") -> "Generator":
+        """Read a release; :class:`UserError` where it is none, or its tokenizers are not its model's."""
+        return cls.of(load(path, dtype=torch.float32, device=device))
+
+    @classmethod
+    def of(cls, release: Release) -> "Generator":
+        """Of a release that has been loaded."""
+        return cls(release.model, release.text, release.image, release.config.grid)
+
+    @property
+    def longest_text(self) -> int:
+        """Tokens of the longest text that the model takes."""
+        return self.model.options.text_positions - SPECIALS_PER_SEQUENCE
+
+    def generate(
+        self,
+        text: str | Sequence[str],
+        n: int = 1,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
+        on_step: Callable[[], None] = lambda: None,
+    ) -> list[Picture]:
+        """Draw ``n`` faces for each text, those of the first text first; all of them have noise of their own.
+
+        :class:`UserError` for an empty text or one longer than the model takes.
+        """
+        if n < 1:
+            raise UserError(f"at least 1 picture must be drawn, not {n}")
+        texts = [text] if isinstance(text, str) else list(text)
+        nothing, everything = torch.zeros(self._grid, dtype=torch.int64), torch.ones(self._grid, dtype=torch.bool)
+        tasks = []
+        for words in texts:
+            ids = self._encode_text(words)
+            tasks += [self._image_task(ids, nothing, everything, len(tasks) + i) for i in range(n)]
+        drawn = complete(self.model, tasks, self.vocabulary.image_range, sampling, guidance, on_step)
+        found = []
+        for number, one in enumerate(drawn):
+            codes = self._codes(one.sequence.image)
+            found.append(Picture(self._pixels(codes), codes.numpy(), texts[number // n], one.match))
+        return found
+
+    def read(self, source: Source, resize: bool = True) -> Picture:
+        """A picture as the model sees it: the middle square at its size, and its codes. One of ours stays as it is.
+
+        :class:`UserError` where it is no picture, or of another size and not to be resized.
+        """
+        if isinstance(source, Picture):
+            return source
+        pixels = read_pixels(source, self.size, resize)
+        scaled = torch.from_numpy(pixels.copy()).permute(2, 0, 1).to(torch.float32) / 127.5 - 1
+        return Picture(pixels, self._image.encode(scaled.unsqueeze(0).to(self._image.device))[0].cpu().numpy())
+
+    def edit(
+        self,
+        source: Source,
+        text: str,
+        where: np.ndarray | str | None = None,
+        task: str = "attribute",
+        n: int = 1,
+        sampling: Sampling | None = None,
+        guidance: Guidance | None = None,
+        feather: int = FEATHER,
+        resize: bool = False,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> list[Picture]:
+        """Draw a region of a picture anew, ``n`` times, for a text.
+
+        Tokens of patches without a pixel of the region, and pixels outside of it, stay exactly as they are. A result can be
+        edited again.
+
+        Args:
+            source: the picture.
+            text: what the whole picture is to show; may be empty where the task allows it.
+            where: the region: bool [S, S], or words for :func:`~gptface_dist.generation.region.region`.
+            task: a preset of :data:`~gptface_dist.generation.presets.TASKS`; the arguments after it go before its own.
+            n: results, each with noise of its own.
+            sampling: how tokens are drawn.
+            guidance: what pulls them towards the text.
+            feather: pixels inside the region over which the drawn picture fades in.
+            resize: accept a picture of another size, and keep the pixels of its resized middle square.
+            on_step: called while it works.
+        """
+        preset = presets.task(task)
+        if n < 1:
+            raise UserError(f"at least 1 picture must be drawn, not {n}")
+        if feather < 0:
+            raise UserError(f"feather must not be negative, not {feather}")
+        where = preset.region if where is None else where
+        if where is None:
+            raise UserError(f"the task {task} needs a region: a box, a mask, or one of {', '.join(region.PLACES)}")
+        before = self.read(source, resize)
+        chosen = region.region(where, self.size) if isinstance(where, str) else np.asarray(where)
+        if chosen.shape != (self.size, self.size) or chosen.dtype != bool or not chosen.any():
+            raise UserError(
+                f"the region must be bool [{self.size}, {self.size}] and not empty, not {chosen.dtype} {chosen.shape}"
+            )
+        chosen = region.grown(chosen, preset.margin)
+        ids = self._encode_text(text, may_be_empty=not preset.text_needed)
+        codes = torch.from_numpy(before.codes)
+        wanted = torch.from_numpy(region.tokens_of(chosen, self._image.factor))
+        tasks = [self._image_task(ids, codes, wanted, number) for number in range(n)]
+        options = (preset.sampling if sampling is None else sampling, preset.guidance if guidance is None else guidance)
+        found = []
+        for one in complete(self.model, tasks, self.vocabulary.image_range, *options, on_step):
+            after = self._codes(one.sequence.image)
+            pixels = region.feathered(before.pixels, self._pixels(after), chosen, feather)
+            found.append(Picture(pixels, after.numpy(), text, one.match))
+        return found
+
+    def caption(
+        self,
+        source: Source,
+        n: int = 1,
+        sampling: Sampling = CAPTION_SAMPLING,
+        guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
+        lengths: Sequence[int] | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> list[Caption]:
+        """Describe a picture: ``n`` captions, the best first.
+
+        ``n`` captions are drawn of each of ``lengths`` (in tokens; by default those of CAPTION_LENGTHS that fit). Those that
+        match the picture best by the matching head are kept, each text once. Classifier-free guidance does not apply: training has no text without an image.
+        """
+        if guidance.classifier_free > 0:
+            raise UserError("classifier-free guidance draws pictures: captions are guided by the gradient and by rerank")
+        if n < 1:
+            raise UserError(f"at least 1 caption must be drawn, not {n}")
+        if lengths is None:
+            lengths = [length for length in CAPTION_LENGTHS if length <= self.longest_text] or [self.longest_text]
+        if not lengths or min(lengths) < 1 or max(lengths) > self.longest_text:
+            raise UserError(f"captions have 1 to {self.longest_text} tokens, not {', '.join(map(str, lengths)) or 'none'}")
+        codes = torch.from_numpy(self.read(source).codes)
+        kept = torch.zeros(self._grid, dtype=torch.bool)
+        tasks = []
+        for length in lengths:
+            blank = torch.zeros(length, dtype=torch.int64)
+            for _ in range(n):
+                tasks.append(Task(compose(self.vocabulary, blank, codes, True, kept), None, len(tasks)))
+        best: dict[str, float] = {}
+        for one in complete(self.model, tasks, self.vocabulary.text_range, sampling, guidance, on_step):
+            text = self._text.decode(one.sequence.text.tolist())
+            best[text] = max(one.match, best.get(text, 0.0))
+        ordered = sorted(best.items(), key=lambda item: -item[1])
+        return [Caption(text, match) for text, match in ordered[:n]]
+
+    def score(self, source: Source, text: str) -> float:
+        """p(match): how likely the matching head finds it that picture and text belong together."""
+        codes = torch.from_numpy(self.read(source).codes)
+        kept = torch.zeros(self._grid, dtype=torch.bool)
+        return match_probabilities(self.model, [compose(self.vocabulary, self._encode_text(text), codes, False, kept)])[0]
+
+    def _encode_text(self, text: str, may_be_empty: bool = False) -> Tensor:
+        ids = self._text.encode(text)
+        if not ids and not may_be_empty:
+            raise UserError("the text is empty: say what the picture is to show")
+        if len(ids) > self.longest_text:
+            raise UserError(f"the text has {len(ids)} tokens, the model takes {self.longest_text}: shorten it")
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def _image_task(self, ids: Tensor, codes: Tensor, wanted: Tensor, number: int) -> Task:
+        sequence = compose(self.vocabulary, ids, codes, False, wanted)
+        return Task(sequence, compose(self.vocabulary, ids[:0], codes, False, wanted), number)
+
+    def _codes(self, image: Tensor) -> Tensor:
+        return (image - self.vocabulary.image_offset).view(self._grid)
+
+    def _pixels(self, codes: Tensor) -> np.ndarray:
+        """Codes [h, w] -> uint8 [S, S, 3]; one picture at a time, so that others do not change its last bits."""
+        drawn = self._image.decode(codes.unsqueeze(0).to(self._image.device))[0]
+        return ((drawn.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

@@ -1,0 +1,32 @@
+"""What decoding asks of the model: logits of wanted tokens, and whether image and text match."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gptface_dist.generation.sequence import Rows, Unfinished, batches, stack
+from gptface_dist.model.plain import GPTFace
+
+
+def device_of(model: GPTFace) -> torch.device:
+    """Where the model lies."""
+    return model.embeddings.word.weight.device
+
+
+def logits_of(model: GPTFace, rows: Rows, hidden: Tensor, ids: range) -> Tensor:
+    """Float32 [M, len(ids)] of the M tokens that ``hidden`` (bool [B, L]) marks, row by row."""
+    features = model(rows.tokens, rows.segments, rows.positions, rows.lengths)
+    return model.token_logits(features[hidden], ids).float()
+
+
+@torch.no_grad()
+def match_probabilities(model: GPTFace, sequences: Sequence[Unfinished]) -> list[float]:
+    """p(match) of finished sequences by the matching head."""
+    found = [0.0] * len(sequences)
+    for numbers in batches(sequences, device_of(model)):
+        rows = stack([sequences[number] for number in numbers], device_of(model))
+        features = model(rows.tokens, rows.segments, rows.positions, rows.lengths)
+        for number, p in zip(numbers, model.match_logits(features).float().softmax(-1)[:, 1].tolist(), strict=False):
+            found[number] = p
+    return found
