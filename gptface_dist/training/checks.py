@@ -1,8 +1,11 @@
 """What is wrong with a run is said before processes join and before DeepSpeed and megatron-core are imported."""
 
+from dataclasses import replace
+
 from gptface_dist.config import Config
 from gptface_dist.data.batch import BatchOptions
 from gptface_dist.data.loader import Deal
+from gptface_dist.data.options import DataConfig
 from gptface_dist.data.training import open_sources, read_vocabulary
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
@@ -21,7 +24,27 @@ def check(config: Config, world: int) -> Vocabulary:
     vocabulary = read_vocabulary(data)
     _, grid = open_sources(data, vocabulary)
     check_fit(config.model, data.batch, grid)
+    if config.evaluation.sources:
+        check_held_out(config, vocabulary)
     return vocabulary
+
+
+def held_out(config: Config) -> DataConfig:
+    """What evaluations read."""
+    return replace(config.data, sources=config.evaluation.sources, workers=0, skip_list=None)
+
+
+def check_held_out(config: Config, vocabulary: Vocabulary) -> None:
+    """Refuse evaluations that would see samples more than once."""
+    sources, grid = open_sources(held_out(config), vocabulary)
+    check_fit(config.model, config.data.batch, grid)
+    held, batches = sum(sum(source.folder.counts) for source in sources), config.evaluation.batches
+    if batches * config.data.global_batch > held:
+        raise UserError(
+            f"evaluation.batches {batches} x data.global_batch {config.data.global_batch} are "
+            f"{batches * config.data.global_batch} samples, evaluation.sources hold {held}: at most "
+            f"{held // config.data.global_batch} batches"
+        )
 
 
 def check_fit(model: ModelOptions, batch: BatchOptions, grid: tuple[int, int]) -> None:

@@ -1,17 +1,15 @@
 """Evaluation on held-out data: the same global batches every time, masked and paired as in training."""
 
-from dataclasses import replace
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from gptface_dist.config import Config
-from gptface_dist.data.training import open_sources, token_loader
+from gptface_dist.data.training import token_loader
 from gptface_dist.engine.engine import Engine
-from gptface_dist.errors import UserError
 from gptface_dist.sequence import IGNORE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
+from gptface_dist.training.checks import held_out
 from gptface_dist.training.meter import loss_metrics
 
 
@@ -20,16 +18,7 @@ class Evaluation:
 
     def __init__(self, config: Config, vocabulary: Vocabulary, engine: Engine, data_group: dist.ProcessGroup):
         self._options, self._vocabulary, self._engine, self._group = config.evaluation, vocabulary, engine, data_group
-        data = replace(config.data, sources=config.evaluation.sources, workers=0, skip_list=None)
-        self._loader = token_loader(data, dist.get_rank(data_group), dist.get_world_size(data_group))
-        sources, _ = open_sources(data, vocabulary)
-        held = sum(sum(source.folder.counts) for source in sources)
-        asked = config.evaluation.batches * data.global_batch
-        if asked > held:
-            raise UserError(
-                f"evaluation.batches {config.evaluation.batches} x data.global_batch {data.global_batch} are {asked} samples, "
-                f"evaluation.sources hold {held}: at most {held // data.global_batch} batches"
-            )
+        self._loader = token_loader(held_out(config), dist.get_rank(data_group), dist.get_world_size(data_group))
         self._entropy: dict[str, float] | None = None
 
     def __call__(self) -> dict[str, float]:
