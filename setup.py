@@ -57,6 +57,7 @@ setup(
             "webdataset>=1.0.2,<1.1",
             "deepspeed==0.19.8",
             "mlflow>=3.17,<3.18",
+            "matplotlib>=3.10,<4",
             "megatron-core>=0.16.1,<0.17",
             "triton==3.7.1",
         ],

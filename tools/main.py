@@ -25,6 +25,7 @@ app.command("convert")(release.convert)
 app.command("inspect")(release.inspect)
 app.command("parity")(parity.parity)
 app.command("train")(train.train)
+app.command("curves")(train.curves)
 
 
 def _version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""``gptface train``: a training run."""
+"""``gptface train``: a training run; ``gptface curves``: its losses, drawn."""
 
 from pathlib import Path
 from typing import Annotated
@@ -44,3 +44,22 @@ def train(
         with host.hushed():
             from gptface_dist.training.run import train as run
         run(options, vocabulary, watch)
+
+
+def curves(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Picture to write (.png, .pdf, .svg).")] = Path("curves.png"),
+    within: Annotated[float | None, typer.Option(help="Status 1 where runs differ by more, relative to the first.")] = None,
+) -> None:
+    """Draw the losses of runs together, and print how far each is from the first one."""
+    from gptface_dist.training import curves
+
+    differences = [curves.difference(runs[0], other) for other in runs[1:]]
+    curves.draw(runs, out)
+    apart = 0.0
+    for other, (steps, found) in zip(runs[1:], differences, strict=True):
+        print(f"{other} against {runs[0]}, {steps} steps: " + ", ".join(f"{name} {x:.1e}" for name, x in found.items()))
+        apart = max(apart, *found.values())
+    print(out)
+    if within is not None and not apart <= within:
+        raise typer.Exit(1)

@@ -1,13 +1,17 @@
 """The journal of a run: every step's metrics as a line of JSON, every evaluation's too."""
 
+from __future__ import annotations
+
 import json
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from gptface_dist.files import write_atomically
 from gptface_dist.training.hook import Hook
-from gptface_dist.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from gptface_dist.training.trainer import Trainer
 
 NAME = "metrics.jsonl"
 

@@ -1,0 +1,47 @@
+"""Comparing and drawing runs by their journals."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gptface_dist.errors import UserError
+from gptface_dist.training import curves, journal
+
+
+def write(folder: Path, losses: list[float], torn: bool = False) -> Path:
+    folder.mkdir()
+    lines = []
+    for step, loss in enumerate(losses, 1):
+        parts = {"loss": loss, "loss/text": loss, "loss/image": loss / 2}
+        lines.append(json.dumps({"step": step, "kind": "train", **parts}))
+    lines.append(json.dumps({"step": len(losses), "kind": "evaluation", "loss/text": 2.0, "unigram/text": 3.0}))
+    (folder / journal.NAME).write_text("\n".join(lines) + "\n" + ('{"step": 99' if torn else ""))
+    return folder
+
+
+def test_the_difference_is_the_largest_of_common_steps(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one", [4.0, 2.0, 1.0]), write(tmp_path / "two", [4.0, 2.2])
+    steps, found = curves.difference(one, two)
+    assert steps == 2
+    assert found == pytest.approx({"loss": 0.1, "loss/text": 0.1, "loss/image": 0.1})
+
+
+def test_a_line_that_was_being_written_is_passed_over(tmp_path: Path) -> None:
+    one = write(tmp_path / "one", [4.0, 2.0], torn=True)
+    assert curves.difference(one, one) == (2, {"loss": 0, "loss/text": 0, "loss/image": 0})
+
+
+def test_draws_a_picture(tmp_path: Path) -> None:
+    runs = [write(tmp_path / "one", [4.0, 2.0, 1.0]), write(tmp_path / "two", [4.0, 2.2])]
+    # No run of these has a loss of matching.
+    curves.draw(runs, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(10**6) or []) > 20
+
+
+def test_a_folder_without_a_journal_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+        curves.difference(tmp_path, tmp_path)
