@@ -170,20 +170,23 @@ def _rows(dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
 
-class EmulatedAttention(torch.autograd.Function):
-    """The recipe as a differentiable function: (q, k, v [B, N, H, D], lengths, factor, options) -> [B, N, H, D]."""
-
+class _Emulated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, factor: float, options: Fp8Options) -> Tensor:
-        out, _ = forward(q, k, v, lengths, factor, options)
         ctx.save_for_backward(q, k, v, lengths)
         ctx.factor, ctx.options = factor, options
-        return out
+        return forward(q, k, v, lengths, factor, options)[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, lengths = ctx.saved_tensors
-        # Scales are a function of q, k, v: made again rather than kept.
+        # The state is a function of q, k, v: made again rather than kept.
         _, state = forward(q, k, v, lengths, ctx.factor, ctx.options)
         found = backward(gradients[0], state, ctx.factor, ctx.options)
         return *(x.to(q.dtype) for x in found), None, None, None
+
+
+def emulated_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, factor: float, options: Fp8Options) -> Tensor:
+    """:func:`forward`'s output, whose gradients are :func:`backward`'s."""
+    out: Tensor = _Emulated.apply(q, k, v, lengths, factor, options)
+    return out

@@ -76,7 +76,7 @@ class Code:
 def _types(kernel: Any, element: dict[str, str], constants: dict[str, Any]) -> dict[str, str]:
     """Types of a kernel's arguments in order: those given, and the usual ones of the rest."""
     usual = {"factor": _FLOAT, "log2_factor": _FLOAT, "capacity": "i32", "blocks": "i32"}
-    usual |= {name: "*i32" for name in ("starts", "lengths", "tiled_starts")}
+    usual |= dict.fromkeys(("starts", "lengths", "tiled_starts"), "*i32")
     usual |= {f"stride_{axis}": "i32" for axis in "bth"}
     return {name: element.get(name) or usual.get(name) or f"*{_FLOAT}" for name in kernel.arg_names if name not in constants}
 
@@ -91,9 +91,7 @@ def _blocks(launch: forward.Launch, size: int, back: str, keep: str) -> dict[str
     kept, streamed, count = (of_queries, of_keys, n) if keep == "queries" else (of_keys, of_queries, m)
     return {
         **{name: f"*{kind}" for name, kind in kept.items()},
-        **{
-            name: f"tensordesc<{kind}[{count}{'' if kind == _FLOAT else f',{size}'}]>" for name, kind in streamed.items()
-        },
+        **{name: f"tensordesc<{kind}[{count}{'' if kind == _FLOAT else f',{size}'}]>" for name, kind in streamed.items()},
         "v_columns": f"tensordesc<{_FP8}[{size},{n}]>",
         "dout_columns": f"tensordesc<{_FP8}[{size},{m}]>",
         "q_back": transposed % m,
@@ -119,7 +117,7 @@ def cases(specialize: bool) -> Iterator[Case]:
                 launch = made(size, specialize)
                 constants = launch.arguments() | {"D": size, "BACKWARD": back}
                 options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
-                outputs = {key: f"*{_HALF}" for key in ("dk", "dv", "dq")}
+                outputs = dict.fromkeys(("dk", "dv", "dq"), f"*{_HALF}")
                 types = _types(kernel, _blocks(launch, size, back, keep) | outputs, constants)
                 products = 4 if name == "dK, dV" else 3
                 half = {"fp8": 0, "mixed": 1, "bf16": products - 1}[back]
@@ -131,16 +129,16 @@ def preparations() -> Iterator[Case]:
     for size in HEAD_SIZES:
         constants: dict[str, Any] = quantise.copying_launch(size)
         options = {"num_warps": constants.pop("num_warps"), "num_stages": 2}
-        inputs = {name: f"*{_HALF}" for name in ("q", "k", "v", "out", "dout")}
+        inputs = dict.fromkeys(("q", "k", "v", "out", "dout"), f"*{_HALF}")
         types = _types(quantise._statistics, inputs, constants)
         yield Case(f"statistics D{size}", quantise._statistics, types, constants, options, 0, 0)
         smooth = constants | {"SMOOTH": True}
         yield Case(f"scales D{size}", quantise._scales, _types(quantise._scales, {}, smooth), smooth, options, 0, 0)
         for back in BACKWARDS:
             chosen, kind = constants | {"BACKWARD": back, "TILE": TILE}, _HALF if back == "bf16" else _FP8
-            copies = {name: f"*{_FP8}" for name in ("q_rows", "k_rows", "v_columns", "dout_columns")}
-            copies |= {name: f"*{kind}" for name in ("q_back", "k_back")}
-            copies |= {name: f"*{_FP8 if back == 'fp8' else _HALF}" for name in ("v_back", "dout_rows")}
+            copies = dict.fromkeys(("q_rows", "k_rows", "v_columns", "dout_columns"), f"*{_FP8}")
+            copies |= dict.fromkeys(("q_back", "k_back"), f"*{kind}")
+            copies |= dict.fromkeys(("v_back", "dout_rows"), f"*{_FP8 if back == 'fp8' else _HALF}")
             for kernel, name in ((quantise._write, "write"), (backward._prepare, "prepare")):
                 yield Case(f"{name} {back} D{size}", kernel, _types(kernel, inputs | copies, chosen), chosen, options, 0, 0)
 
@@ -159,7 +157,8 @@ def compiled(case: Case) -> Code:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(found.asm["cubin"])
         usage, code = (
-            subprocess.run([tool, flag, cubin], capture_output=True, text=True, check=True).stdout for flag in ("-res-usage", "-sass")
+            subprocess.run([tool, flag, cubin], capture_output=True, text=True, check=True).stdout
+            for flag in ("-res-usage", "-sass")
         )
     registers = re.search(r"REG:(\d+)", usage)
     assert registers

@@ -5,7 +5,7 @@ last tile is zero. FP8 matrix instructions of Hopper contract contiguous axes on
 beside rows [H capacity, D].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import triton
@@ -60,7 +60,7 @@ def _scales(
     k_sum, v_sum, q_largest = tl.zeros([D], tl.float32), tl.zeros([D], tl.float32), tl.zeros([D], tl.float32)
     k_least, v_least = tl.full([D], float("inf"), tl.float32), tl.full([D], float("inf"), tl.float32)
     k_most, v_most = tl.full([D], float("-inf"), tl.float32), tl.full([D], float("-inf"), tl.float32)
-    for block in range(0, tl.cdiv(length, ROWS)):
+    for block in range(tl.cdiv(length, ROWS)):
         place = partial + (index.to(tl.int64) * blocks + block) * 7 * D + columns
         k_sum += tl.load(place)
         k_least = tl.minimum(k_least, tl.load(place + D))
@@ -170,6 +170,10 @@ class Quantised:
     """Float32 [B, H, D]."""
     v_norm: Tensor
     """Float32 [B, H]: the largest norm of a token's V less its mean."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The fields in their order."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)

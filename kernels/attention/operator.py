@@ -1,0 +1,212 @@
+"""FP8 attention as PyTorch sees it: one function, differentiable, over an operator of ``torch.library``.
+
+The operator runs the Triton kernels (compiled on CUDA; interpreted on a CPU under TRITON_INTERPRET=1). On a CPU without
+the interpreter the same recipe runs in plain PyTorch: the same numbers, for small sizes. Scales are made anew from each
+call's tensors, so there is no state to keep, to checkpoint, or to agree on between ranks; each head is on its own, so
+tensor parallelism needs nothing.
+"""
+
+import contextvars
+import math
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptface_dist.kernels.attention.emulator import emulated_attention
+from gptface_dist.kernels.attention.options import HEAD_SIZES, TILE, Fp8Options, Sequences
+
+T = TypeVar("T")
+
+
+def fp8_attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, options: Fp8Options) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V within each sequence, no causal mask, with products in FP8.
+
+    Args:
+        q: bf16 (or fp16, fp32) [B, N, H, D] or packed [T, H, D], D at most 128.
+        k: likewise.
+        v: likewise.
+        sequences: which rows are tokens; what others hold, NaN included, has no influence.
+        options: the recipe.
+
+    Returns the attended values in q's shape and dtype; zero where there is no token. Its gradients flow to q, k, v.
+    """
+    sequences.check(q, k, v)
+    if q.numel() == 0:
+        return v.clone()
+    size = q.shape[-1]
+    factor = 1 / math.sqrt(size)
+    room = min(found for found in HEAD_SIZES if found >= size)
+    # Channels of zeros add nothing to scores, and attend to nothing.
+    q, k, v = (F.pad(x, (0, room - size)) for x in (q, k, v)) if room > size else (q, k, v)
+    if options.hadamard:
+        rotation = hadamard(room).to(q)
+        q, k = q @ rotation, k @ rotation
+    if q.is_cuda or _interpreting():
+        gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        backward = options.backward if gradient else "none"
+        out = _forward(
+            q, k, v, sequences.lengths, sequences.starts, sequences.longest, factor, options.smooth, backward,
+            options.warp_specialize,
+        )[0]  # fmt: skip
+    else:
+        out = _emulate(q, k, v, sequences, factor, options)
+    return out[..., :size]
+
+
+def hadamard(size: int) -> Tensor:
+    """The orthogonal Sylvester-Hadamard matrix [size, size], ``size`` a power of two: entries +-1 / sqrt(size)."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix / math.sqrt(size)
+
+
+def _interpreting() -> bool:
+    """Whether this process interprets Triton's kernels; triton is not imported to find out that it does not."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _emulate(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, factor: float, options: Fp8Options) -> Tensor:
+    """The recipe in plain PyTorch; a packed batch is padded for it."""
+    if sequences.starts is None:
+        return emulated_attention(q, k, v, sequences.lengths, factor, options)
+    offsets = torch.arange(sequences.longest, device=q.device)
+    seen = offsets < sequences.lengths.unsqueeze(1)
+    rows = (sequences.starts.unsqueeze(1) + offsets)[seen]
+    padded = []
+    for x in (q, k, v):
+        dense = x.new_zeros(*seen.shape, *x.shape[1:])
+        dense[seen] = x[rows]
+        padded.append(dense)
+    found = emulated_attention(*padded, sequences.lengths, factor, options)
+    return torch.zeros_like(q).index_put((rows,), found[seen])
+
+
+def _run(function: Callable[[], T]) -> T:
+    """Call a function that launches kernels: with repairs where they are interpreted, and with memory for descriptors
+    that warp-specialised kernels make (the allocator holds for this call only).
+    """
+    import triton
+
+    from gptface_dist.kernels.attention.interpreter import repaired
+
+    def allocate(size: int, _alignment: int, _stream: int | None) -> Tensor:
+        return torch.empty(size, dtype=torch.int8, device="cuda")
+
+    def prepared() -> T:
+        triton.set_allocator(allocate)
+        with repaired():
+            return function()
+
+    return contextvars.copy_context().run(prepared)
+
+
+def _alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The tensors with one set of strides and a contiguous last axis, copied only where they have others."""
+    if q.stride(-1) == 1 and q.stride() == k.stride() == v.stride():
+        return q, k, v
+    return q.contiguous(), k.contiguous(), v.contiguous()
+
+
+_Saved = tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+]  # fmt: skip
+
+
+@torch.library.custom_op("gptface::fp8_attention", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, starts: Tensor | None, longest: int, factor: float, smooth: bool,
+    backward: str, specialize: bool,
+) -> _Saved:  # fmt: skip
+    """Output, lse, p_max, and the fields of Quantised in their order."""
+
+    def launch() -> _Saved:
+        from gptface_dist.kernels.attention.forward import forward
+        from gptface_dist.kernels.attention.quantise import Tiles, quantise
+
+        tiles = Tiles.of(Sequences(lengths, starts, longest), q.shape[:-2].numel())
+        x = quantise(*_alike(q, k, v), tiles, smooth, backward, torch.float8_e4m3fn)
+        result = forward(x, tiles, q, factor * math.log2(math.e), specialize)
+        return cast(_Saved, (*result, *x.tensors()))
+
+    return _run(launch)
+
+
+@_forward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, starts: Tensor | None, longest: int, factor: float, smooth: bool,
+    backward: str, specialize: bool,
+) -> _Saved:  # fmt: skip
+    heads, size, batch = q.shape[-2], q.shape[-1], lengths.shape[0]
+    capacity = (q.shape[:-2].numel() // TILE + batch) * TILE
+    eight, half = torch.float8_e4m3fn, torch.bfloat16
+    by_row, by_column, none = (heads * capacity, size), (heads * size, capacity), (0,)
+    back, kind = {"none": (none, eight), "bf16": (by_row, half)}.get(backward, (by_column, eight))
+
+    def floats(*shape: int) -> Tensor:
+        return q.new_empty(shape, dtype=torch.float32)
+
+    return (
+        q.new_empty(q.shape),
+        floats(heads * capacity),
+        floats(heads * capacity),
+        q.new_empty(by_row, dtype=eight),
+        q.new_empty(by_row, dtype=eight),
+        q.new_empty(by_column, dtype=eight),
+        q.new_empty(back, dtype=kind),
+        q.new_empty(back, dtype=kind),
+        q.new_empty(none if backward == "none" else by_row, dtype=eight if backward == "fp8" else half),
+        floats(batch, heads, 2),
+        floats(batch, heads, size),
+        floats(batch, heads, size),
+        floats(batch, heads),
+    )
+
+
+@torch.library.custom_op("gptface::fp8_attention_backward", mutates_args=())
+def _backward(
+    dout: Tensor, saved: list[Tensor], lengths: Tensor, starts: Tensor | None, longest: int, factor: float, backward: str,
+    specialize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v; ``saved`` is what the forward operator returned."""
+
+    def launch() -> tuple[Tensor, Tensor, Tensor]:
+        from gptface_dist.kernels.attention import backward as kernels
+        from gptface_dist.kernels.attention.quantise import Quantised, Tiles
+
+        tiles = Tiles.of(Sequences(lengths, starts, longest), dout.shape[:-2].numel())
+        result = kernels.Result(*saved[:3])
+        return kernels.backward(dout, Quantised(*saved[3:]), result, tiles, factor, backward, specialize)
+
+    return _run(launch)
+
+
+@_backward.register_fake
+def _(
+    dout: Tensor, saved: list[Tensor], lengths: Tensor, starts: Tensor | None, longest: int, factor: float, backward: str,
+    specialize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    like = saved[0]
+    return like.new_empty(like.shape), like.new_empty(like.shape), like.new_empty(like.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: _Saved) -> None:
+    _, _, _, lengths, starts, ctx.longest, ctx.factor, _, ctx.backward, ctx.specialize = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(lengths, starts, *output)
+
+
+def _differentiate(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if dout is None:
+        return (None,) * 10
+    lengths, starts, *saved = ctx.saved_tensors
+    found = _backward(dout, saved, lengths, starts, ctx.longest, ctx.factor, ctx.backward, ctx.specialize)
+    return *found, *(None,) * 7
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
