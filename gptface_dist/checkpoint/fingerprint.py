@@ -1,9 +1,9 @@
 """Fingerprints of tensors that do not depend on how the tensor is cut into pieces.
 
 A hash of bytes depends on their order, and ranks hold their pieces in the order of their layout. Here each element adds
-``mix(its place in the whole tensor) * (its 32 bits + an odd number)`` modulo 2**64: pieces are summed in any order, on any
-number of ranks, and two layouts agree exactly if all elements do. It finds every wrong element and wrong place that chance
-brings about (it misses one in 2**32 or fewer); it is no protection against intent, which the files' SHA-256 are for.
+``mix(its place in the whole tensor) * (its 32 bits + a constant)`` modulo 2**64, with an odd ``mix``: pieces are summed in any
+order, on any number of ranks. One wrong element always shows; several, or elements in wrong places, but for a chance of about
+2**-32. It is no protection against intent, which the files' SHA-256 are for.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from gptface_dist.checkpoint.box import Box
 _BLOCKS = {"cpu": 2**15, "cuda": 2**24}
 """Elements at a time: on a processor, so many that their 64-bit integers stay in its cache."""
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_ODD = 0x632BE59BD9B4E019
+_ADDED = 0x632BE59BD9B4E019
 
 
 def fingerprint(parts: Iterable[tuple[Box, Tensor]], shape: tuple[int, ...]) -> int:
@@ -42,6 +42,8 @@ def _sum(box: Box, values: Tensor, shape: tuple[int, ...]) -> Tensor:
             place = firsts[top : top + each] + torch.arange(left, left + block.shape[1], device=bits.device)
             place *= _GOLDEN
             place ^= place >> 29
-            place *= block.long() + _ODD
+            # An odd factor: no bit of the element is lost.
+            place |= 1
+            place *= block.long() + _ADDED
             total += place.sum()
     return total

@@ -5,6 +5,7 @@
     RUN/checkpoints/.step-00000300.new    being written, or left by a run that was killed
     RUN/checkpoints/.step-00000200.old    a checkpoint whose step was reached again, until the new one stands in its place
     RUN/checkpoints/.step-00000100.gone   being deleted
+    RUN/checkpoints/damaged-step-00000400 found damaged by a run that went on from the one before; for a person to look at
 
 One process works on these at a time: rank 0. Each step of it leaves a state from which the latest checkpoint is found.
 """
@@ -21,6 +22,7 @@ from gptface_dist.files import sha256, write_atomically
 FOLDER_NAME = "checkpoints"
 LATEST_NAME = "latest"
 _PUBLISHED = re.compile(r"step-(\d{8,})")
+_POINTER = re.compile(r"(step-\d{8,}) ([0-9a-f]{64})\n")
 _NEW, _OLD, _GONE = "new", "old", "gone"
 
 
@@ -51,11 +53,13 @@ def latest(checkpoints: Path) -> Path | None:
         # The first checkpoint is published a moment before the pointer.
         return next(iter(published(checkpoints)), None)
     try:
-        name, digest = pointer.read_text(encoding="utf-8").split()
-    except (ValueError, OSError) as error:
-        raise Damaged(f"{pointer} cannot be read: {error}") from None
-    if not _PUBLISHED.fullmatch(name):
-        raise Damaged(f"{pointer} holds {name!r}, which is no checkpoint's name")
+        text = pointer.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise Damaged(f"{pointer} cannot be read: {error.strerror}") from None
+    found = _POINTER.fullmatch(text)
+    if not found:
+        raise Damaged(f"{pointer} holds {text!r}, not a checkpoint's name and hash")
+    name, digest = found.groups()
     for folder in (checkpoints / name, _aside(checkpoints / name, _OLD)):
         if (folder / MANIFEST_NAME).is_file() and sha256(folder / MANIFEST_NAME) == digest:
             return folder
@@ -136,6 +140,14 @@ def prune(checkpoints: Path, step: int, keep_last: int, keep_every: int) -> list
     for path in deleted:
         _delete(path)
     return deleted
+
+
+def set_aside(folder: Path) -> None:
+    """A damaged checkpoint counts no longer as one; it is kept under another name, in place of an earlier one of it."""
+    if folder.is_dir():
+        aside = folder.with_name(f"damaged-{folder.name.lstrip('.')}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
 
 
 def sync(folder: Path) -> None:

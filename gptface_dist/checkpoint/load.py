@@ -25,14 +25,18 @@ log = logging.getLogger(__name__)
 def find(checkpoints: Path, ranks: Ranks, previous: bool) -> Path | None:
     """The latest checkpoint that is undamaged; None where there has been none. All ranks call it.
 
-    With ``previous``, damaged ones are named in the log and passed over, from the latest down; otherwise, or where all are
-    damaged, :class:`UserError` names them.
+    With ``previous``, damaged ones are named in the log, set aside under another name, and passed over, from the latest
+    down; otherwise, or where all are damaged, :class:`UserError` names them.
     """
     found: list[str] = []
+    damaged: list[Path] = []
     for candidate in ranks.first(lambda: _candidates(checkpoints)):
         reason = candidate if isinstance(candidate, str) else damage(candidate, ranks)
-        if isinstance(candidate, Path) and not reason:
-            return candidate
+        if isinstance(candidate, Path):
+            if not reason:
+                ranks.first(lambda: [folder.set_aside(path) for path in damaged])
+                return candidate
+            damaged.append(candidate)
         found.append(reason)
         if not previous:
             raise UserError(f"{reason}; checkpoint.damaged=previous would go on from the one before")

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,15 +33,18 @@ log = logging.getLogger(__name__)
 class Checkpointing(Hook):
     """Saves every so many steps, when asked, and at the end; in ``start``, goes on from the run's latest checkpoint.
 
-    It stands first among the hooks: the others find the run's state, and their own, as they were saved.
+    It stands first among the hooks: the others start with the run's state, and their own, as they were saved. It saves
+    before the next step, when all hooks have seen the last one and its evaluation.
     """
 
     def __init__(self, options: CheckpointOptions):
         self._options = options
         self._requested = False
-        self._saved = -1
-        """Step of the last checkpoint."""
+        self._tried = self._saved = 0
+        """Steps of the last checkpoints begun and published; there is none of step 0."""
         self._origin = ""
+        self._metrics: dict[str, float] = {}
+        self._waited = 0.0
 
     def start(self, run: Trainer) -> None:
         """Find what to go on from, and read it."""
@@ -60,24 +62,32 @@ class Checkpointing(Hook):
         """Save after the present step. All ranks must ask at the same step."""
         self._requested = True
 
-    def after_step(self, run: Trainer, record: dict[str, float]) -> None:
-        """Move the average; save if it is time. ``checkpoint_s`` in the record: seconds that training waited for it."""
-        if self._options.average_decay:
-            self._state.update_average(self._options.average_decay)
+    def before_step(self, run: Trainer) -> None:
+        """Save if it is time."""
         began = time.perf_counter()
         if self._background.busy and self._background.done():
             self._finish()
         due = self._options.every and run.state.step % self._options.every == 0
-        if due or self._requested:
-            self._requested = False
-            self._save(run, record, self._options.asynchronous)
-            record["checkpoint_s"] = time.perf_counter() - began
+        if (due or self._requested) and run.state.step > self._tried:
+            self._save(run, self._options.asynchronous)
+            if not self._options.asynchronous:
+                self._finish()
+            self._waited = time.perf_counter() - began
+
+    def after_step(self, run: Trainer, record: dict[str, float]) -> None:
+        """Move the average. ``checkpoint_s`` in the record: seconds that training waited for a checkpoint before the step."""
+        if self._options.average_decay:
+            self._state.update_average(self._options.average_decay)
+        if self._waited:
+            record["checkpoint_s"], self._waited = self._waited, 0.0
+        self._metrics = record
 
     def stop(self, run: Trainer) -> None:
         """Save where the run stops."""
         self._finish()
-        if run.state.step > max(self._saved, 0):
-            self._save(run, {}, asynchronous=False)
+        if run.state.step > self._saved:
+            self._save(run, asynchronous=False)
+            self._finish(last=True)
 
     def _source(self) -> Path | None:
         """The checkpoint to go on from; :class:`UserError` where it is not as the options want it."""
@@ -106,15 +116,16 @@ class Checkpointing(Hook):
         load(source, self._state, self._ranks)
         run.state = _run_state(record.state)
         self._origin = self._origin or record.origin
-        self._saved = record.step
+        self._tried = self._saved = record.step
         for hook in run.hooks:
             if (name := type(hook).__name__) in run.state.hooks:
                 hook.restore(run.state.hooks[name])
         if run.place.rank == 0:
             log.info("going on from %s", source)
 
-    def _save(self, run: Trainer, metrics: Mapping[str, float], asynchronous: bool) -> None:
+    def _save(self, run: Trainer, asynchronous: bool) -> None:
         self._finish()
+        self._requested = False
         step, options = run.state.step, self._options
         answer = probe.run(run.engine, self._probe)
         state = asdict(run.state) | {"hooks": {type(hook).__name__: hook.state() for hook in run.hooks}}
@@ -124,7 +135,7 @@ class Checkpointing(Hook):
             state=state,
             config=resolved(run.config),
             vocabulary=asdict(run.vocabulary),
-            metrics=dict(metrics),
+            metrics=self._metrics,
             origin=self._origin,
             versions=versions(),
         )
@@ -140,19 +151,17 @@ class Checkpointing(Hook):
             save(self._checkpoints, content, self._ranks)
             self._ranks.first(lambda: folder.prune(self._checkpoints, step, options.keep_last, options.keep_every))
 
-        self._saved = step
+        self._tried = step
         self._background.begin(write)
-        if not asynchronous:
-            self._finish()
 
-    def _finish(self) -> None:
-        """Wait for what is being written; a failure is the same on every rank."""
+    def _finish(self, last: bool = False) -> None:
+        """Wait for what is being written. A failure is the same on every rank; the last one always ends the run."""
         try:
             self._background.wait()
+            self._saved = self._tried
         except Failed as error:
-            message = f"checkpoint {self._checkpoints / folder.name_of(self._saved)} could not be written: {error}"
-            self._saved = -1
-            if self._options.on_failure == "stop":
+            message = f"checkpoint {self._checkpoints / folder.name_of(self._tried)} could not be written: {error}"
+            if last or self._options.on_failure == "stop":
                 raise UserError(f"{message}; the one before is sound") from None
             if self._ranks.rank == 0:
                 log.error("%s; training goes on", message)
