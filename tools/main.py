@@ -6,7 +6,7 @@ import typer
 
 import gptface_dist
 from gptface_dist.errors import UserError
-from gptface_dist.tools import bench, data, faces, generate, parity, release, tokenizer, train
+from gptface_dist.tools import bench, data, faces, generate, parity, release, report, tokenizer, train
 
 _INTERRUPTED = 130
 
@@ -24,6 +24,7 @@ generate.register(app)
 app.command("convert")(release.convert)
 app.command("inspect")(release.inspect)
 app.command("parity")(parity.parity)
+app.command("report")(report.report)
 app.command("train")(train.train)
 app.command("curves")(train.curves)
 

@@ -1,0 +1,98 @@
+"""One HTML page of what a run made: numbers, loss curves, pictures and texts, all inside the one file."""
+
+import base64
+import html
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptface_dist.errors import UserError
+from gptface_dist.files import write_atomically
+from gptface_dist.training import curves, journal
+
+KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+
+PAGE = """<!doctype html>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }}
+h1, h2 {{ font-weight: 600; }} h2 {{ margin-top: 2em; }}
+img {{ max-width: 100%; image-rendering: auto; }}
+pre {{ background: #f4f4f4; padding: 1em; overflow-x: auto; }}
+table {{ border-collapse: collapse; }} td, th {{ padding: .2em 1em .2em 0; text-align: right; }} td:first-child {{ text-align: left; }}
+</style>
+<h1>{title}</h1>
+{body}
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading over one file: a picture is shown, anything else quoted as text."""
+
+    title: str
+    """The heading."""
+    path: Path
+    """The file."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Section":
+        """``TITLE=PATH``."""
+        title, equals, path = text.partition("=")
+        if not (title and equals and path):
+            raise UserError(f"section {text!r} is not of the form TITLE=PATH")
+        return cls(title, Path(path))
+
+
+def write(out: Path, title: str, run: Path, sections: Sequence[Section]) -> None:
+    """Write the page. :class:`UserError` names a file that is missing; nothing is written then."""
+    body = [_results(run), f"<h2>Losses</h2>\n{_curves(run)}"]
+    for section in sections:
+        shown = (
+            _picture(section.path) if section.path.suffix.lower() in KINDS else f"<pre>{html.escape(_text(section.path))}</pre>"
+        )
+        body.append(f"<h2>{html.escape(section.title)}</h2>\n{shown}")
+    write_atomically(out, PAGE.format(title=html.escape(title), body="\n".join(body)))
+
+
+def _results(run: Path) -> str:
+    """The last evaluation, beside what the best constant guess would score; speed of training."""
+    held_out, train = journal.read(run, "evaluation"), journal.read(run)
+    if not train:
+        raise UserError(f"{run} has no training step yet")
+    tokens, seconds = (sum(record[name] for record in train) for name in ("tokens", "seconds"))
+    lines = [f"<p>{len(train)} steps, {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s.</p>"]
+    if held_out:
+        last = held_out[-1]
+        rows = ["<tr><td>held out<th>loss (nats)<th>constant guess<th>right</tr>"]
+        for name in ("text", "image", "match"):
+            if f"loss/{name}" in last:
+                guess = f"{last[f'unigram/{name}']:.3f}" if f"unigram/{name}" in last else "0.693"
+                rows.append(f"<tr><td>{name}<td>{last[f'loss/{name}']:.3f}<td>{guess}<td>{last[f'accuracy/{name}']:.1%}</tr>")
+        lines.append("<table>" + "".join(rows) + "</table>")
+    return "\n".join(lines)
+
+
+def _curves(run: Path) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "curves.png"
+        curves.draw([run], path)
+        return _picture(path)
+
+
+def _picture(path: Path) -> str:
+    data = base64.b64encode(_bytes(path)).decode()
+    return f'<img alt="{html.escape(path.name)}" src="data:{KINDS[path.suffix.lower()]};base64,{data}">'
+
+
+def _text(path: Path) -> str:
+    return _bytes(path).decode("utf-8", errors="replace")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read for the report: {error.strerror}") from None
