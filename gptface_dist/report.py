@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em aut
 h1, h2 {{ font-weight: 600; }} h2 {{ margin-top: 2em; }}
 img {{ max-width: 100%; image-rendering: auto; }}
 pre {{ background: #f4f4f4; padding: 1em; overflow-x: auto; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .2em 1em .2em 0; text-align: right; }} td:first-child {{ text-align: left; }}
+table {{ border-collapse: collapse; }}
+td, th {{ padding: .2em 1em .2em 0; text-align: right; }} td:first-child {{ text-align: left; }}
 </style>
 <h1>{title}</h1>
 {body}
@@ -69,7 +71,7 @@ def _results(run: Path) -> str:
         rows = ["<tr><td>held out<th>loss (nats)<th>constant guess<th>right</tr>"]
         for name in ("text", "image", "match"):
             if f"loss/{name}" in last:
-                guess = f"{last[f'unigram/{name}']:.3f}" if f"unigram/{name}" in last else "0.693"
+                guess = f"{last[f'unigram/{name}']:.3f}" if f"unigram/{name}" in last else f"{math.log(2):.3f}"
                 rows.append(f"<tr><td>{name}<td>{last[f'loss/{name}']:.3f}<td>{guess}<td>{last[f'accuracy/{name}']:.1%}</tr>")
         lines.append("<table>" + "".join(rows) + "</table>")
     return "\n".join(lines)
