@@ -1,0 +1,79 @@
+"""A made-up amount of training work: a model, and batches of captions and pictures that exist nowhere."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
+from gptface_dist.data.masking import MaskingOptions
+from gptface_dist.data.stream import Block, Delivered, Origin
+from gptface_dist.data.tokens import TokenSample
+from gptface_dist.engine.options import EngineOptions
+from gptface_dist.errors import UserError
+from gptface_dist.model.options import ModelOptions
+from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one optimizer step has to do, whatever does it."""
+
+    model: ModelOptions
+    """The model."""
+    micro_batches: int = 8
+    """Micro-batches of the global batch."""
+    size: int = 4
+    """Sequences of a micro-batch."""
+    text_length: int = 48
+    """Longest caption in tokens; captions are of all lengths up to this, and padded to it."""
+    grid: int = 16
+    """Rows and columns of a picture's codes."""
+    text_ids: int = 384
+    """Ids of text."""
+    image_codes: int = 512
+    """Codes of pictures."""
+    engine: EngineOptions = EngineOptions()
+    """The precision."""
+    seed: int = 0
+    """Of initial weights and batches."""
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batches", "size", "text_length", "grid", "text_ids", "image_codes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        model = self.model
+        if self.grid > min(model.rows, model.columns):
+            raise UserError(
+                f"the model has positions for {model.rows}x{model.columns} codes: a grid of {self.grid} is too large"
+            )
+        if self.text_length + SPECIALS_PER_SEQUENCE > model.text_positions:
+            most = model.text_positions - SPECIALS_PER_SEQUENCE
+            raise UserError(f"the model has positions for captions of {most} tokens: {self.text_length} are too many")
+        if model.hidden_dropout or model.attention_dropout:
+            raise UserError(
+                "the model has dropout, which is drawn differently by different systems: set it to 0 to compare them"
+            )
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The joint ids; their tokenizers do not exist."""
+        return Vocabulary(self.text_ids, self.image_codes, text_sha256="0" * 64, image_sha256="0" * 64)
+
+    def batches(self, step: int, device: torch.device | str = "cpu") -> list[Batch[Tensor]]:
+        """The micro-batches of a step's global batch: all of one shape."""
+        rng = np.random.default_rng([self.seed, step])
+        options = BatchOptions(text_length=self.text_length, buckets=1)
+        build = BatchBuilder(self.vocabulary, (self.grid, self.grid), self.seed, MaskingOptions(), options)
+        made = []
+        for number in range(self.micro_batches):
+            samples = []
+            for place in range(self.size):
+                caption = rng.integers(self.text_ids, size=(1, rng.integers(1, self.text_length + 1)), dtype=np.int32)
+                codes = rng.integers(self.image_codes, size=(self.grid, self.grid)).astype(np.uint16)
+                origin = Origin("made up", "", f"{step}-{number}-{place}", 0)
+                samples.append(Delivered(TokenSample(codes, caption), origin))
+            made.append(build([Block(number, samples, [])]).tensors(device))
+        return made
