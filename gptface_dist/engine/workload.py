@@ -1,6 +1,6 @@
 """A made-up amount of training work: a model, and batches of captions and pictures that exist nowhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Workload:
     """Ids of text."""
     image_codes: int = 512
     """Codes of pictures."""
-    engine: EngineOptions = EngineOptions()
+    engine: EngineOptions = field(default_factory=EngineOptions)
     """The precision."""
     seed: int = 0
     """Of initial weights and batches."""

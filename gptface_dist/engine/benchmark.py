@@ -1,0 +1,254 @@
+"""How long an optimizer step takes, as ratios to DeepSpeed's own pipeline and to plain PyTorch in the same run.
+
+All ways start from the same weights, read the same micro-batches and update with the same AdamW; before anything is timed,
+their losses are compared, so that the same work is timed.
+"""
+
+import gc
+import itertools
+import math
+import multiprocessing
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
+
+from gptface_dist import host
+from gptface_dist.data.batch import Batch
+from gptface_dist.data.benchmark import hardware
+from gptface_dist.engine.options import LossWeights, OptimizerOptions
+from gptface_dist.engine.parity import free_port
+from gptface_dist.engine.workload import Workload
+from gptface_dist.errors import UserError
+from gptface_dist.layout import Layout
+from gptface_dist.place import Place
+
+OURS, PIPELINE, PYTORCH = "gptface_dist", "DeepSpeed PipelineModule", "PyTorch DDP"
+WARM_UP = 2
+"""Steps before the clock starts: in the first one optimizer state is made, and ZeRO-3 records the order of parameters."""
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}
+"""Largest relative difference of losses between ways that do the same work; in bfloat16 they round at different places."""
+TIMEOUT_S = 300.0
+"""Of collectives."""
+
+Step = Callable[[list[Batch[Tensor]]], float]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to do the work."""
+
+    system: str
+    """Whose code: :data:`OURS`, :data:`PIPELINE` or :data:`PYTORCH`."""
+    layout: Layout
+    """Over how many processes, and how."""
+
+    def __str__(self) -> str:
+        axes = [f"PP{self.layout.pp}"] * (self.layout.pp > 1) + [f"DP{self.layout.dp}"] * (self.layout.dp > 1)
+        zero = [f"ZeRO-{self.layout.zero}"] * (self.layout.zero > 0)
+        return " ".join([self.system, *axes, *zero])
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Step times of one way."""
+
+    way: str
+    """What was timed."""
+    seconds: list[float]
+    """Seconds a step, of each round."""
+    baseline: str
+    """What it is compared with; itself for a baseline."""
+    ratios: list[float]
+    """The baseline's seconds over its own, round by round: above 1 is faster than the baseline."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a benchmark found."""
+
+    losses: dict[str, list[float]]
+    """Losses of the warm-up steps of every way, from the first step on."""
+    timings: list[Timing]
+    """Empty where the losses differ."""
+
+    @property
+    def difference(self) -> float:
+        """Largest relative difference of a step's losses between two ways."""
+        return difference(self.losses)
+
+
+def ways(processes: int) -> dict[Way, Way]:
+    """What is timed on so many processes -> what it is compared with; baselines come first.
+
+    On one process plain PyTorch is the only baseline; more must be even, for two pipeline stages.
+    """
+    alone = Layout(dp=processes, zero=0)
+    pytorch = Way(PYTORCH if processes > 1 else "PyTorch", alone)
+    replicas = [Way(OURS, Layout(dp=processes, zero=zero)) for zero in (0, 1)]
+    if processes == 1:
+        return dict.fromkeys((pytorch, *replicas), pytorch)
+    if processes % 2:
+        raise UserError(f"two pipeline stages need an even number of processes, got {processes}")
+    stages = {zero: Layout(dp=processes // 2, pp=2, zero=zero) for zero in (1, 3)}
+    pipeline = Way(PIPELINE, stages[1])
+    staged = [Way(OURS, layout) for layout in stages.values()]
+    return dict.fromkeys((pipeline, *staged), pipeline) | dict.fromkeys((pytorch, *replicas), pytorch)
+
+
+def difference(losses: dict[str, list[float]]) -> float:
+    """Largest relative difference of a step's losses between two ways; NaN where one is."""
+    worst = 0.0
+    for first, second in itertools.combinations(losses.values(), 2):
+        for one, other in zip(first, second, strict=True):
+            apart = abs(one - other) / max(abs(one), abs(other), 1e-30)
+            if math.isnan(apart):
+                return apart
+            worst = max(worst, apart)
+    return worst
+
+
+def agree(losses: dict[str, list[float]], dtype: str) -> bool:
+    """Whether all ways did the same work, as far as ``dtype`` can tell."""
+    return difference(losses) <= TOLERANCE[dtype]
+
+
+def timings(seconds: dict[Way, list[float]], plan: dict[Way, Way]) -> list[Timing]:
+    """Step times with their ratios to the baselines of ``plan``."""
+    found = []
+    for way, baseline in plan.items():
+        ratios = [b / own for b, own in zip(seconds[baseline], seconds[way], strict=True)]
+        found.append(Timing(str(way), seconds[way], str(baseline), ratios))
+    return found
+
+
+def compare(work: Workload, processes: int, rounds: int, steps: int, progress: Callable[[str], None]) -> Comparison:
+    """Spawn the processes on this machine, compare the losses of all ways, and time each in turn, ``rounds`` times.
+
+    In every round each way is built anew, does the warm-up and then ``steps`` steps by the clock. ``progress`` is called
+    before each with what comes; :func:`parts` says how often. :class:`UserError` where the work cannot be divided.
+    """
+    plan = ways(processes)
+    for way in plan:
+        if work.micro_batches % way.layout.dp:
+            raise UserError(f"{work.micro_batches} micro-batches cannot be divided among {way.layout.dp} replicas")
+        way.layout.check(processes, work.model, work.micro_batches // way.layout.dp)
+        if work.model.layers % way.layout.pp:
+            raise UserError(
+                f"{work.model.layers} layers cannot be divided evenly among {way.layout.pp} stages, and systems divide unevenly "
+                "in different ways: compare them on a model that can"
+            )
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        raise UserError(f"{processes} processes need as many GPUs, there are {torch.cuda.device_count()}")
+    messages = multiprocessing.get_context("spawn").SimpleQueue()
+    arguments = (processes, free_port(), work, rounds, steps, messages)
+    context = start_processes(_work, arguments, nprocs=processes, join=False, start_method="spawn")
+    losses: dict[str, list[float]] = {}
+    seconds: dict[Way, list[float]] = {way: [] for way in plan}
+    ended = False
+    while not ended:
+        ended = context.join(timeout=0.1)
+        while not messages.empty():
+            kind, way, value = messages.get()
+            if kind == "next":
+                progress(value)
+            elif kind == "losses":
+                losses[str(way)] = value
+            else:
+                seconds[way].append(value)
+    return Comparison(losses, timings(seconds, plan) if agree(losses, work.engine.dtype) else [])
+
+
+def parts(processes: int, rounds: int) -> int:
+    """How many parts :func:`compare` reports the begin of."""
+    return len(ways(processes)) * (rounds + 1)
+
+
+def machine(processes: int) -> str:
+    """Hardware, versions and how they are used, for the head of a table."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "megatron-core"))
+    used = f"{processes} processes of {threads(processes)} threads"
+    return f"{hardware()}, {versions}; {device}; {used}, {host.backend()}"
+
+
+def threads(processes: int) -> int:
+    """CPU threads of each process: ``OMP_NUM_THREADS``, else an equal share of the cores."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // processes))
+
+
+def _work(rank: int, world: int, port: int, work: Workload, rounds: int, steps: int, messages: Any) -> None:
+    """One spawned process."""
+    torch.set_num_threads(threads(world))
+    warnings.filterwarnings("ignore")
+
+    def tell(kind: str, way: Way, value: Any) -> None:
+        if rank == 0:
+            messages.put((kind, way, value))
+
+    # DeepSpeed's pipeline prints its partition each time it is built.
+    with host.hushed():
+        from gptface_dist.engine import groups
+
+        groups.join(Place(rank, world, rank, port=port), None, TIMEOUT_S)
+        batches = [work.batches(step, host.device()) for step in range(WARM_UP + steps)]
+        losses: dict[str, list[float]] = {}
+        for turn in range(rounds + 1):
+            for way in ways(world):
+                tell("next", way, f"{way}: {f'round {turn}' if turn else 'losses'}")
+                each = work.micro_batches // way.layout.dp
+                # All three count ranks within a stage first: that number is the replica.
+                replica = rank % way.layout.dp
+                mine = [micro[replica * each : (replica + 1) * each] for micro in batches]
+                with _built(way, work) as step:
+                    found = [step(micro) for micro in mine[:WARM_UP]]
+                    if turn:
+                        tell("seconds", way, _seconds(step, mine[WARM_UP:]))
+                    else:
+                        losses[str(way)] = found
+                        tell("losses", way, found)
+                gc.collect()
+            # The same on every rank, so that all of them stop.
+            if not agree(losses, work.engine.dtype):
+                break
+        groups.stop()
+
+
+@contextmanager
+def _built(way: Way, work: Workload) -> Iterator[Step]:
+    """The function that does one step this way, from initial weights."""
+    from gptface_dist.engine import groups
+    from gptface_dist.engine.baselines import DataParallel, Pipeline
+    from gptface_dist.engine.engine import Engine
+
+    optimizer = OptimizerOptions()
+    if way.system == OURS:
+        groups.start(way.layout, work.seed, TIMEOUT_S)
+        engine = Engine(work.model, work.vocabulary, way.layout, work.seed, optimizer, LossWeights(), work.engine)
+        yield lambda batches: engine.step(batches).loss
+        groups.stop_layout()
+    elif way.system == PIPELINE:
+        yield Pipeline(work, optimizer, way.layout.pp).step
+    else:
+        yield DataParallel(work, optimizer).step
+
+
+def _seconds(step: Step, batches: list[list[Batch[Tensor]]]) -> float:
+    """Seconds a step, from when all ranks are ready until all are done."""
+    dist.barrier()
+    began = time.perf_counter()
+    for micro in batches:
+        step(micro)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    dist.barrier()
+    return (time.perf_counter() - began) / len(batches)
