@@ -1,7 +1,9 @@
 """What is wrong with a run is said before processes join and before DeepSpeed and megatron-core are imported."""
 
 from dataclasses import replace
+from pathlib import Path
 
+from gptface_dist.checkpoint import initial
 from gptface_dist.config import Config
 from gptface_dist.data.batch import BatchOptions
 from gptface_dist.data.loader import Deal
@@ -24,6 +26,8 @@ def check(config: Config, world: int) -> Vocabulary:
     vocabulary = read_vocabulary(data)
     _, grid = open_sources(data, vocabulary)
     check_fit(config.model, data.batch, grid)
+    if config.run.init_from:
+        initial.check(Path(config.run.init_from), config.model, vocabulary)
     if config.evaluation.sources:
         check_held_out(config, vocabulary)
     return vocabulary

@@ -16,6 +16,8 @@ class RunOptions:
     """Optimizer steps, those before a resumption included."""
     seed: int = 0
     """Seed of initial weights and dropout (the data has its own: ``data.order.seed``)."""
+    init_from: str = ""
+    """Folder of a release whose weights the run begins with; once it has a checkpoint, it goes on from that."""
     log_every: int = 10
     """Steps between lines on a log that is no terminal; the journal has every step."""
     timeout_s: float = 600.0

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from gptface_dist import host
+from gptface_dist import host, release
+from gptface_dist.checkpoint import initial
 from gptface_dist.config import Config
 from gptface_dist.data.training import TokenLoader, token_loader
 from gptface_dist.engine import groups
 from gptface_dist.engine.engine import Engine, StepResult
+from gptface_dist.engine.state import EngineState
 from gptface_dist.errors import UserError
 from gptface_dist.model.names import count
 from gptface_dist.place import Place
@@ -119,5 +121,7 @@ def prepare(config: Config, vocabulary: Vocabulary, watch: Watch, hooks: Sequenc
     data_group = groups.data()
     loader = token_loader(config.data, dist.get_rank(data_group), config.layout.dp)
     engine = Engine(config.model, vocabulary, config.layout, config.run.seed, config.optimizer, config.loss, config.engine)
+    if config.run.init_from:
+        initial.load(release.weights(config.run.init_from), EngineState(engine))
     evaluation = Evaluation(config, vocabulary, engine, data_group) if config.evaluation.sources else None
     return Trainer(config, place, vocabulary, engine, loader, evaluation, hooks)

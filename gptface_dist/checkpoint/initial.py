@@ -1,0 +1,46 @@
+"""The weights of a release as the first ones of a run, on any layout."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptface_dist.checkpoint.pieces import collect
+from gptface_dist.engine.region import WEIGHTS, State
+from gptface_dist.errors import UserError
+from gptface_dist.model.options import ModelOptions
+from gptface_dist.release.config import ReleaseConfig
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+
+FREE = ("hidden_dropout", "attention_dropout", "init_std")
+"""Options of the model in which a run may differ from the release that it starts from."""
+
+
+def check(path: Path, options: ModelOptions, vocabulary: Vocabulary) -> None:
+    """Refuse a release of another model, or of other tokenizers."""
+    config = ReleaseConfig.load(path)
+    pairs = (("model", asdict(config.options), asdict(options)), ("vocabulary", asdict(config.vocabulary), asdict(vocabulary)))
+    found = [
+        f"{what}.{name} is {now[name]!r}, the release's is {saved[name]!r}"
+        for what, saved, now in pairs
+        for name in saved
+        if saved[name] != now[name] and name not in FREE
+    ]
+    if found:
+        raise UserError(f"run.init_from: {path} is of another model: {'; '.join(found)}")
+
+
+def load(weights: Mapping[str, Tensor], state: State) -> None:
+    """Copy whole tensors, by global name, into this rank's parts of them, a tensor at a time; moments stay as they are."""
+    with torch.no_grad():
+        for key, parts in collect(state.regions(), written=False).items():
+            kind, name = key.split("/", 1)
+            if kind != WEIGHTS:
+                continue
+            whole = weights[name]
+            for piece in parts.pieces:
+                box = tuple(slice(at, at + size) for at, size in zip(piece.box.offsets, piece.box.sizes, strict=True))
+                piece.memory.copy_(whole[box])
+    state.refresh()
