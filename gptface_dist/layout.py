@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 
-ZERO_STAGES = (1, 2, 3)
+ZERO_STAGES = (0, 1, 2, 3)
 GATHERING = ("per_microbatch", "per_step")
 
 
@@ -25,7 +25,7 @@ class Layout:
     sp: bool = False
     """Sequence parallelism: between tensor-parallel regions, every rank holds a part of the sequence."""
     zero: int = 3
-    """What DeepSpeed shards over data-parallel ranks: 1 optimizer state, 2 gradients too, 3 weights too."""
+    """What is sharded over data-parallel ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     gathering: str = "per_microbatch"
     """With zero=3, when weights are gathered: ``per_microbatch`` (least memory), or ``per_step`` (least traffic)."""
 
@@ -41,7 +41,7 @@ class Layout:
 
     def __str__(self) -> str:
         parts = [f"DP{self.dp}", f"TP{self.tp}", f"PP{self.pp}"]
-        parts += [f"VPP{self.vpp}"] * (self.vpp > 1) + ["SP"] * self.sp + [f"ZeRO-{self.zero}"]
+        parts += [f"VPP{self.vpp}"] * (self.vpp > 1) + ["SP"] * self.sp + [f"ZeRO-{self.zero}" if self.zero else "no ZeRO"]
         return " x ".join(parts)
 
     def layers_of(self, chunk: int, layers: int) -> range:
@@ -64,8 +64,7 @@ class Layout:
                 yield f"{name} must be at least 1, got {getattr(self, name)}"
                 return
         if self.zero not in ZERO_STAGES:
-            why = " (at 0, DeepSpeed's engine refuses the pipeline's own backward)" if self.zero == 0 else ""
-            yield f"zero must be one of {ZERO_STAGES}, got {self.zero}{why}"
+            yield f"zero must be one of {ZERO_STAGES}, got {self.zero}"
         if self.gathering not in GATHERING:
             yield f"gathering must be one of {', '.join(GATHERING)}, got {self.gathering!r}"
         if self.gathering == "per_step" and self.zero != 3:

@@ -13,7 +13,7 @@ def parity(
     pp: Annotated[int, typer.Option(help="Pipeline stages.")] = 1,
     vpp: Annotated[int, typer.Option(help="Model chunks a pipeline rank (interleaved).")] = 1,
     sp: Annotated[bool, typer.Option("--sp", help="Sequence parallelism.")] = False,
-    zero: Annotated[int, typer.Option(help="ZeRO stage: 1, 2 or 3.")] = 3,
+    zero: Annotated[int, typer.Option(help="ZeRO stage: 0 (none), 1, 2 or 3.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 3,
     matrix: Annotated[bool, typer.Option("--matrix", help="All legal layouts of 2 to 8 processes instead of one.")] = False,
     tolerance: Annotated[float, typer.Option(help="Largest relative error.")] = 1e-5,

@@ -59,9 +59,9 @@ class _Boundary(torch.autograd.Function):
 def begin_backward(output: torch.Tensor, engine: Any) -> torch.Tensor:
     """Bridge 2: DeepSpeed readies its gradient hooks in ``forward``; in a pipeline, backward passes follow each other.
 
-    Put on a stage's output, this readies them before each backward pass instead.
+    Put on a stage's output, this readies them before each backward pass instead. Without ZeRO there is nothing to ready.
     """
-    return _Boundary.apply(output, engine)
+    return _Boundary.apply(output, engine) if isinstance(engine, deepspeed.DeepSpeedEngine) else output
 
 
 def forget_gradients(engine: Any) -> None:

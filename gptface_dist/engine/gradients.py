@@ -16,8 +16,8 @@ from gptface_dist.model.names import Parameter
 class GradientReader:
     """The gradients of the last step, before clipping, of this rank's (tensor-parallel shards of) parameters.
 
-    ZeRO-3 has them after the backward pass. ZeRO-1 and -2 put them together only inside ``step``: there they are read when
-    the optimizer is about to use them, and clipping is undone.
+    ZeRO-3 has them after the backward pass. Other stages put them together only inside ``step``: there they are read when the
+    optimizer is about to use them, and clipping is undone.
     """
 
     def __init__(self, engine: Engine):
@@ -25,6 +25,8 @@ class GradientReader:
         self._kept: dict[nn.Parameter, Tensor] = {}
         if engine.layout.zero == 3:
             engine.before_update = self._read_sharded
+        elif engine.layout.zero == 0:
+            engine.engine.optimizer.register_step_pre_hook(self._read_replicated)
         else:
             engine.engine.optimizer.optimizer.register_step_pre_hook(self._read_flat)
 
@@ -37,10 +39,16 @@ class GradientReader:
         for _, parameter in self._engine.named_parameters():
             self._kept[parameter] = safe_get_full_grad(parameter).float().clone()
 
+    def _unclip(self, norm: float) -> float:
+        return max(1.0, norm / self._engine.clip) if self._engine.clip > 0 else 1.0
+
+    def _read_replicated(self, *_: Any) -> None:
+        unclip = self._unclip(self._engine.engine.get_global_grad_norm())
+        self._kept = {parameter: gradient * unclip for parameter, gradient in self._engine.engine.gradients.items()}
+
     def _read_flat(self, adam: Any, *_: Any) -> None:
         zero, group = self._engine.engine.optimizer, groups.get_data_parallel_group()
-        norm, clip = float(zero._global_grad_norm), self._engine.clip
-        unclip = max(1.0, norm / clip) if clip > 0 else 1.0
+        unclip = self._unclip(float(zero._global_grad_norm))
         for number, flat in enumerate(zero.single_partition_of_fp32_groups):
             if not any(flat is kept for used in adam.param_groups for kept in used["params"]):
                 continue

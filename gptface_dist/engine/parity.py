@@ -5,9 +5,11 @@ the 2-norm: parameters whose true gradient vanishes (a bias before a softmax tha
 """
 
 import contextlib
+import gc
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import socket
 import warnings
@@ -27,7 +29,7 @@ from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.stream import Block, Delivered, Origin
 from gptface_dist.data.tokens import TokenSample
 from gptface_dist.engine.options import LossWeights, OptimizerOptions
-from gptface_dist.layout import Layout
+from gptface_dist.layout import ZERO_STAGES, Layout
 from gptface_dist.model.names import initialise, parameters
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.plain import GPTFace
@@ -84,8 +86,8 @@ class Found:
 
 
 def matrix() -> list[Case]:
-    """Every legal cell of {TP 1, 2} x {PP 1, 2} x {VPP 1, 2} x {SP} x {ZeRO 1, 2, 3}, each with DP 2: at most 8 processes."""
-    axes = itertools.product((1, 2), (1, 2), (1, 2), (False, True), (1, 2, 3))
+    """Every legal cell of {TP 1, 2} x {PP 1, 2} x {VPP 1, 2} x {SP} x {ZeRO 0..3}, with DP 2 each: 8 processes at most."""
+    axes = itertools.product((1, 2), (1, 2), (1, 2), (False, True), ZERO_STAGES)
     cases = [Case(Layout(2, tp, pp, vpp, sp, zero)) for tp, pp, vpp, sp, zero in axes]
     return [case for case in cases if not any(case.layout.problems(case.model, case.micro_batches // case.layout.dp))]
 
@@ -164,17 +166,18 @@ def compare(case: Case) -> Found:
     return found
 
 
-def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_s: float = 120) -> None:
-    """One spawned process: all cases of one world size; rank 0 writes the worst of all ranks after each case."""
+def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_s: float = 300) -> None:
+    """One process of a world: all its cases; rank 0 writes the worst of all ranks after each case."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    torch.set_num_threads(1)
     # DeepSpeed and megatron-core greet on import, eight times over; these processes have nothing else to say.
     warnings.filterwarnings("ignore")
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        from gptface_dist.engine import groups
+        from gptface_dist.engine import engine, groups
 
+        del engine  # Imported for what it imports: DeepSpeed collects garbage with each engine, which may skip all that.
+        gc.freeze()
         for case in cases:
             groups.start(case.layout, case.seed, timeout_s=timeout_s)
             mine = compare(case)
@@ -187,18 +190,29 @@ def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_
                 with Path(out).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(worst)) + "\n")
             groups.stop_layout()
-        dist.destroy_process_group()
+        groups.stop()
+
+
+def work_in_turn(rank: int, ports: dict[int, int], cases: list[Case], out: str, turn: Any) -> None:
+    """One spawned process: the worlds it is part of, from the smallest on, one after the other (``turn`` is a barrier).
+
+    ``ports`` has one for each world size.
+    """
+    torch.set_num_threads(1)
+    for world, port in sorted(ports.items()):
+        turn.wait()
+        if rank < world:
+            work(rank, world, port, [case for case in cases if case.layout.world == world], out)
 
 
 def prove(cases: list[Case], out: Path) -> list[Found]:
-    """Spawn the processes that each world size needs, once, and compare every case; results also go to ``out``."""
+    """Compare every case, the smallest worlds first, in processes that are spawned once; results also go to ``out``."""
     out.unlink(missing_ok=True)
-    ordered = sorted(cases, key=lambda case: case.layout.world)
-    for case in ordered:
+    for case in cases:
         case.layout.check(case.layout.world, case.model, case.micro_batches // case.layout.dp)
-    for world in sorted({case.layout.world for case in ordered}):
-        mine = [case for case in ordered if case.layout.world == world]
-        start_processes(work, (world, free_port(), mine, str(out)), nprocs=world, start_method="spawn")
+    ports = {world: free_port() for world in {case.layout.world for case in cases}}
+    turn = multiprocessing.get_context("spawn").Barrier(max(ports))
+    start_processes(work_in_turn, (ports, cases, str(out), turn), nprocs=max(ports), start_method="spawn")
     return [Found(**json.loads(line)) for line in out.read_text(encoding="utf-8").splitlines()]
 
 

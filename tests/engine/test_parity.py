@@ -1,26 +1,33 @@
 """Layouts against the plain model: losses, every gradient, the norm; and each bridge is needed."""
 
+import contextlib
 import dataclasses
+import json
+import math
+import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch.multiprocessing.spawn import ProcessException, start_processes
+import torch
+from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
+from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist.engine import bridges, engine, parity
+from gptface_dist.engine import bridges, parity
 from gptface_dist.engine.parity import MODEL, Case, Found, prove
-from gptface_dist.layout import Layout
+from gptface_dist.layout import ZERO_STAGES, Layout
 
 UNEVEN = dataclasses.replace(MODEL, layers=5)
 ALL = dataclasses.replace(MODEL, layers=5, activation="swiglu", qk_norm=True)
 
 CASES = [
     *parity.matrix(),
-    *(Case(Layout(zero=zero)) for zero in (1, 2, 3)),
-    *(Case(Layout(pp=4, zero=zero), UNEVEN) for zero in (1, 3)),
+    *(Case(Layout(zero=zero)) for zero in ZERO_STAGES),
+    *(Case(Layout(pp=4, zero=zero), UNEVEN) for zero in (0, 3)),
     Case(Layout(pp=2, vpp=2, zero=2)),
     Case(Layout(dp=2, pp=2, zero=3, gathering="per_step")),
     Case(Layout(tp=2, pp=2, vpp=2, sp=True, zero=3), ALL),
-    Case(Layout(tp=4, zero=1), ALL),
+    Case(Layout(tp=4, zero=1), dataclasses.replace(ALL, layers=2)),
 ]
 
 
@@ -30,7 +37,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
 
 
 def test_every_case_was_run(found: list[Found]) -> None:
-    assert [one.layout for one in found] == [str(case.layout) for case in sorted(CASES, key=lambda case: case.layout.world)]
+    ordered = sorted(CASES, key=lambda case: case.layout.world)
+    assert [one.layout for one in found] == [str(case.layout) for case in ordered]
 
 
 def test_layouts_compute_what_the_plain_model_computes(found: list[Found]) -> None:
@@ -42,7 +50,7 @@ def test_layouts_compute_what_the_plain_model_computes(found: list[Found]) -> No
 
 def test_the_matrix_has_every_legal_cell() -> None:
     """By hand: without TP there is no SP, without PP no VPP: (1 + 2) x (1 + 2) cells of each ZeRO stage."""
-    assert len({str(case.layout) for case in parity.matrix()}) == 27
+    assert len({str(case.layout) for case in parity.matrix()}) == 36
 
 
 def test_every_parameter_was_compared_in_every_step(found: list[Found]) -> None:
@@ -50,38 +58,49 @@ def test_every_parameter_was_compared_in_every_step(found: list[Found]) -> None:
     assert found[0].compared == 3 * names
 
 
-def without_bridge(rank: int, world: int, port: int, name: str, case: Case, out: str) -> None:
-    """A spawned process in which one bridge does nothing."""
-
-    def nothing(first: object, *_: object) -> object:
-        return first
-
-    if name == "begin_backward":
-        engine.bridges.begin_backward = lambda output, _: output.view_as(output)
-    else:
-        setattr(bridges, name, nothing)
-    parity.work(rank, world, port, [case], out, timeout_s=40)
+NEEDED = {
+    "begin_backward": Case(Layout(dp=2, pp=2), steps=1),
+    "forget_gradients": Case(Layout(dp=2, pp=2, vpp=2), steps=2),
+    # The stages wait for each other until the time-out, which ends this world: it comes last.
+    "scope_trace_check": Case(Layout(dp=2, pp=2)),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "layout"),
-    [
-        ("begin_backward", Layout(pp=2, zero=3)),
-        ("forget_gradients", Layout(pp=2, vpp=2, zero=3)),
-        ("scope_trace_check", Layout(dp=2, pp=2, zero=3)),
-    ],
-)
-def test_each_bridge_is_needed(tmp_path: Path, name: str, layout: Layout) -> None:
+def without_bridges(rank: int, ports: list[int], folder: Path, turn: Any) -> None:
+    """One of four spawned processes: each case without its bridge; what comes of it is written down."""
+    torch.set_num_threads(1)
+    compare, over_the_world = parity.compare, coordinator.assert_ints_same_as_other_ranks
+    for (name, case), port in zip(NEEDED.items(), ports, strict=True):
+
+        def caught(case: Case, name: str = name) -> Found:
+            try:
+                result = compare(case)
+            except RuntimeError as error:
+                result = Found(str(case.layout), gradient=math.inf, worst=str(error), compared=1)
+            (folder / f"{name}-{rank}").write_text(json.dumps(dataclasses.asdict(result)))
+            return result
+
+        parity.compare = caught
+        coordinator.assert_ints_same_as_other_ranks = over_the_world
+        turn.wait()
+        kept = getattr(bridges, name)
+        setattr(bridges, name, lambda first, *_: first)
+        # After a time-out, the ranks cannot even gather their results.
+        with contextlib.suppress(RuntimeError):
+            parity.work(rank, 4, port, [case], str(folder / "all"), timeout_s=15 if name == "scope_trace_check" else 300)
+        setattr(bridges, name, kept)
+
+
+def test_each_bridge_is_needed(tmp_path: Path) -> None:
     """Taken out, a bridge's absence is a wrong gradient, a crash, or a collective that times out: never a pass."""
-    out = tmp_path / "found.jsonl"
-    case = Case(layout)
-    arguments = (layout.world, parity.free_port(), name, case, str(out))
-    try:
-        start_processes(without_bridge, arguments, nprocs=layout.world, start_method="spawn")
-    except ProcessException:
-        return
-    (result,) = [Found(**parity.json.loads(line)) for line in out.read_text().splitlines()]
-    assert not result.ok(1e-3)
+    turn = multiprocessing.get_context("spawn").Barrier(4)
+    ports = [parity.free_port() for _ in NEEDED]
+    start_processes(without_bridges, (ports, tmp_path, turn), nprocs=4, start_method="spawn")
+    found = {name: [Found(**json.loads((tmp_path / f"{name}-{rank}").read_text())) for rank in range(4)] for name in NEEDED}
+    for name, ranks in found.items():
+        assert not all(one.ok(1e-3) for one in ranks), name
+    assert max(one.gradient for one in found["forget_gradients"]) < math.inf, "wrong, not a crash"
+    assert any("Timed out" in one.worst for one in found["scope_trace_check"])
 
 
 def test_the_comparison_can_fail() -> None:

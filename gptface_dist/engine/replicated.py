@@ -1,0 +1,118 @@
+"""Data parallelism without ZeRO: every replica keeps the whole optimizer state, and gradients are added once a step.
+
+DeepSpeed's engine refuses the pipeline's own backward passes at stage 0, so this stands in for it, with the part of its
+interface that :class:`gptface_dist.engine.engine.Engine` uses.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as groups
+from torch import Tensor, nn
+
+BUCKET = 2**25
+"""Gradients are added over replicas this many at a time (128 MiB), but for a parameter that is larger."""
+
+
+class Replicated:
+    """A module whose gradients are collected in float32 over a step's micro-batches, and its optimizer.
+
+    A parameter with ``model_parallel`` set counts in the gradient norm on this rank; one without counts elsewhere.
+
+    Args:
+        module: called as this object is called.
+        groups: ``params`` and options of AdamW, as torch takes them; together all parameters of the module.
+        clip: largest norm of the whole gradient; 0 does not clip.
+        adam: options of AdamW.
+        bucket: largest number of gradients added over replicas at a time.
+    """
+
+    def __init__(self, module: nn.Module, param_groups: list[dict[str, Any]], clip: float, bucket: int = BUCKET, **adam: Any):
+        self.module, self.clip = module, clip
+        self.masters: dict[nn.Parameter, Tensor] = {}
+        """Parameter -> the float32 weights that the optimizer updates: the parameter itself where it is float32."""
+        self.gradients: dict[nn.Parameter, Tensor] = {}
+        """Parameter -> its gradient, a float32 view of a bucket."""
+        self.buckets: list[Tensor] = []
+        self._norm = 0.0
+        for parameter in module.parameters():
+            exact = parameter.dtype == torch.float32
+            self.masters[parameter] = parameter if exact else parameter.detach().float()
+            parameter.register_post_accumulate_grad_hook(self._collect)
+        self._make_buckets(bucket)
+        self.optimizer = torch.optim.AdamW(
+            [group | {"params": [self.masters[p] for p in group["params"]]} for group in param_groups], **adam
+        )
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The module's forward pass."""
+        return self.module(*inputs)
+
+    def train(self, mode: bool = True) -> None:
+        """As of a module."""
+        self.module.train(mode)
+
+    def step(self) -> None:
+        """Add the gradients of all replicas, clip, update, and forget the gradients."""
+        group = groups.get_data_parallel_group()
+        for bucket in self.buckets:
+            # Before the sum, as DeepSpeed does: a mean cannot overflow where its parts did not.
+            dist.all_reduce(bucket.div_(dist.get_world_size(group)), group=group)
+        self._norm = self._global_norm()
+        if self.clip > 0 and self._norm > self.clip:
+            for bucket in self.buckets:
+                bucket.mul_(self.clip / (self._norm + 1e-6))
+        for parameter, master in self.masters.items():
+            master.grad = self.gradients[parameter]
+        self.optimizer.step()
+        for master in self.masters.values():
+            master.grad = None
+        self.write_weights()
+        for bucket in self.buckets:
+            bucket.zero_()
+
+    def get_global_grad_norm(self) -> float:
+        """Norm of the last step's whole gradient, before clipping."""
+        return self._norm
+
+    @torch.no_grad()
+    def write_weights(self) -> None:
+        """Round the float32 weights into the module's."""
+        for parameter, master in self.masters.items():
+            if master is not parameter:
+                parameter.copy_(master)
+
+    def _make_buckets(self, limit: int) -> None:
+        for members in _filled(self.masters, limit):
+            self.buckets.append(torch.zeros(sum(p.numel() for p in members), device=members[0].device))
+            parts = self.buckets[-1].split([p.numel() for p in members])
+            self.gradients |= {p: part.view(p.shape) for p, part in zip(members, parts, strict=True)}
+
+    def _collect(self, parameter: Tensor) -> None:
+        assert isinstance(parameter, nn.Parameter)
+        assert parameter.grad is not None
+        self.gradients[parameter] += parameter.grad
+        parameter.grad = None
+
+    def _global_norm(self) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=self.buckets[0].device)
+        for parameter, gradient in self.gradients.items():
+            if parameter.model_parallel:  # type: ignore[attr-defined]
+                total += torch.linalg.vector_norm(gradient).double().square()
+        dist.all_reduce(total, group=groups.get_model_parallel_group())
+        return float(total.sqrt())
+
+
+def _filled(parameters: Iterable[nn.Parameter], limit: int) -> list[list[nn.Parameter]]:
+    """The parameters in order, as many at a time as have at most ``limit`` values; at least one."""
+    found: list[list[nn.Parameter]] = []
+    size = 0
+    for parameter in parameters:
+        size += parameter.numel()
+        if not found or size > limit:
+            found.append([])
+            size = parameter.numel()
+        found[-1].append(parameter)
+    return found

@@ -1,0 +1,61 @@
+"""DeepSpeed's ZeRO around the model chunks of one pipeline rank."""
+
+import warnings
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as groups
+from torch import nn
+
+from gptface_dist.engine import bridges
+from gptface_dist.layout import Layout
+
+PER_STEP = 10**15
+"""A persistence threshold above every parameter: ZeRO-3 then gathers weights once a step."""
+
+
+def shard(chunks: nn.Module, adam: torch.optim.Optimizer, layout: Layout, clip: float, dtype: torch.dtype) -> Any:
+    """DeepSpeed's engine for ZeRO stage 1, 2 or 3. ``adam`` has the parameters of ``chunks``."""
+    zero: dict[str, Any] = {"stage": layout.zero, "overlap_comm": False}
+    if layout.gathering == "per_step":
+        zero |= {"stage3_param_persistence_threshold": PER_STEP, "stage3_model_persistence_threshold": PER_STEP}
+    else:
+        zero |= {"stage3_param_persistence_threshold": 0}
+    if layout.zero == 3:
+        bridges.scope_trace_check(groups.get_data_parallel_group())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine, *_ = deepspeed.initialize(
+            model=chunks,
+            optimizer=adam,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                # The schedule owns micro-batches; nothing is divided behind our back.
+                "managed_gradient_accumulation": False,
+                "zero_optimization": zero,
+                "gradient_clipping": clip,
+                "bf16": {"enabled": dtype == torch.bfloat16},
+                "zero_allow_untested_optimizer": True,
+            },
+            mpu=_Groups(),
+        )
+    return engine
+
+
+class _Groups:
+    """megatron-core's process groups under the names that DeepSpeed asks for (``mpu``)."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("get_model_parallel"):
+            group = groups.get_model_parallel_group()
+            return {
+                "get_model_parallel_group": lambda: group,
+                "get_model_parallel_rank": lambda: dist.get_rank(group),
+                "get_model_parallel_world_size": lambda: dist.get_world_size(group),
+            }[name]
+        if name.startswith(("get_tensor_model_parallel", "get_pipeline_model_parallel", "get_data_parallel")):
+            return getattr(groups, name)
+        raise AttributeError(name)
