@@ -1,4 +1,4 @@
-"""The text tokenizer: a sentencepiece unigram model with byte fallback, so that every text has an encoding.
+"""The text tokenizer: a sentencepiece BPE model with byte fallback, so that every text has an encoding.
 
 Both directions agree up to :func:`normalise`: ``decode(encode(text)) == normalise(text)`` for any string.
 """
@@ -112,7 +112,9 @@ def train_text_tokenizer(captions: Iterable[str], path: Path, options: TextOptio
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(line for caption in sample for line in _lines(caption)),
             model_writer=model,
-            model_type="unigram",
+            # Not unigram: sentencepiece (0.2) takes its candidates from substrings that several *distinct* words share, so that
+            # the commonest word of a small corpus ("with") is spelled out if no other word contains it.
+            model_type="bpe",
             vocab_size=options.size,
             character_coverage=options.character_coverage,
             byte_fallback=True,
