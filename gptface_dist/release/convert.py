@@ -22,6 +22,9 @@ from gptface_dist.tokenizers import vocabulary as vocabularies
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest relative error of logits. Rounding alone makes about 1e-6 and 1e-2."""
 
+BLOCK = 2**22
+"""Values that are read back at a time."""
+
 Report = Callable[[str, int, int], None]
 """Is told what is being done, to how many more values it was done, and to how many it will be."""
 
@@ -124,12 +127,17 @@ def _refuse(errors: dict[str, float], tolerance: float, what: str) -> None:
         raise UserError(f"{what} (relative error: {found}; at most {tolerance:g}): nothing was written")
 
 
-def _compare(
-    written: Mapping[str, Tensor], held: Mapping[str, Tensor], dtype: torch.dtype, done: Callable[[int], None]
-) -> None:
-    for name, tensor in written.items():
-        # Bits, so that NaN equals itself: what the model makes of it is another check's business.
-        bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
-        if not torch.equal(tensor.view(bits), held[name].to(dtype).view(bits)):
-            raise UserError(f"{name} was not written as it is in the checkpoint: nothing was kept; the disk may be failing")
-        done(tensor.numel())
+def _compare(written: Weights, held: Mapping[str, Tensor], dtype: torch.dtype, done: Callable[[int], None]) -> None:
+    """:class:`UserError` unless every tensor on disk is the source's to the bit, after rounding."""
+    # As integers, so that NaN equals itself: what the model makes of it is another check's business.
+    bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
+    for name, shape in written.shapes.items():
+        source = held[name]
+        each = max(1, BLOCK * shape[0] // source.numel())
+        for start in range(0, shape[0], each):
+            rows = source[start : start + each].to(dtype)
+            if not torch.equal(written.rows(name, start, start + each).view(bits), rows.view(bits)):
+                raise UserError(f"{name} was not written as it is in the checkpoint: nothing was kept; the disk may be failing")
+            done(rows.numel())
+        # The next one is read into other memory.
+        del source

@@ -7,10 +7,12 @@ https://huggingface.co/docs/safetensors (8 bytes of header length, JSON header, 
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -63,7 +65,7 @@ def write(
     files = _plan(table, dtype.itemsize, shard_bytes)
     hashes = {name: _write_file(folder / name, held, tensors, dtype, done) for name, held in files.items()}
     if len(files) > 1:
-        total = dtype.itemsize * sum(torch.Size(shape).numel() for shape in table.values())
+        total = dtype.itemsize * sum(math.prod(shape) for shape in table.values())
         where = {tensor: name for name, held in files.items() for tensor in held}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         write_atomically(folder / INDEX_NAME, json.dumps(index, indent=1) + "\n")
@@ -75,7 +77,7 @@ def _plan(table: Table, itemsize: int, shard_bytes: int) -> dict[str, Table]:
     files: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
     for name, shape in table.items():
-        size = itemsize * torch.Size(shape).numel()
+        size = itemsize * math.prod(shape)
         if files[-1] and filled + size > shard_bytes:
             files.append({})
             filled = 0
@@ -91,7 +93,7 @@ def _write_file(path: Path, held: Table, tensors: Mapping[str, Tensor], dtype: t
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in held.items():
-        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        start, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -101,16 +103,28 @@ def _write_file(path: Path, held: Table, tensors: Mapping[str, Tensor], dtype: t
             file.write(part)
             digest.update(part)
         for name, shape in held.items():
-            tensor = tensors[name].detach()
-            if tuple(tensor.shape) != shape:
-                raise UserError(f"{name} has the shape {tuple(tensor.shape)}, the model wants {shape}: it is another's")
-            data = tensor.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data
-            file.write(data)
-            digest.update(data)
-            done(tensor.numel())
+            _write_tensor(file, digest, name, shape, tensors, dtype)
+            done(math.prod(shape))
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def _write_tensor(
+    file: BinaryIO,
+    digest: "hashlib._Hash",
+    name: str,
+    shape: tuple[int, ...],
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """A function of its own, so that no tensor is kept while the next is read."""
+    tensor = tensors[name].detach()
+    if tuple(tensor.shape) != shape:
+        raise UserError(f"{name} has the shape {tuple(tensor.shape)}, the model wants {shape}: it is another's")
+    data = tensor.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data
+    file.write(data)
+    digest.update(data)
 
 
 class Weights(Mapping[str, Tensor]):
@@ -143,11 +157,19 @@ class Weights(Mapping[str, Tensor]):
         """Name of the file that holds a tensor."""
         return self._where[name].name
 
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries ``[start, stop)`` of a tensor's first axis."""
+        return self._read(name, lambda file: file.get_slice(name)[start:stop])
+
     def __getitem__(self, name: str) -> Tensor:
+        return self._read(name, lambda file: file.get_tensor(name))
+
+    def _read(self, name: str, read: Callable[[Any], Tensor]) -> Tensor:
         path = self._where[name]
         try:
+            # Opened for each tensor: what was mapped of the file is let go with it.
             with safe_open(path, framework="pt") as file:
-                return file.get_tensor(name)
+                return read(file)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} cannot be read ({_line(error)}): get the release again") from None
 
