@@ -60,12 +60,15 @@ def latest(checkpoints: Path) -> Path | None:
     if not found:
         raise Damaged(f"{pointer} holds {text!r}, not a checkpoint's name and hash")
     name, digest = found.groups()
-    for folder in (checkpoints / name, _aside(checkpoints / name, _OLD)):
-        if (folder / MANIFEST_NAME).is_file() and sha256(folder / MANIFEST_NAME) == digest:
-            return folder
-    if not (checkpoints / name).is_dir():
-        raise Damaged(f"{checkpoints / name} is missing, but {pointer} names it")
-    raise Damaged(f"{checkpoints / name / MANIFEST_NAME} is not the one that {pointer} names")
+    folder, old = checkpoints / name, _aside(checkpoints / name, _OLD)
+    if _is(folder, digest):
+        return folder
+    if _is(old, digest):
+        # Its step was reached again. The new one is complete, or it would not have the name.
+        return folder if folder.is_dir() else old
+    if not folder.is_dir():
+        raise Damaged(f"{folder} is missing, but {pointer} names it")
+    raise Damaged(f"{folder / MANIFEST_NAME} is not the one that {pointer} names")
 
 
 def resolve(path: Path) -> Path:
@@ -97,7 +100,6 @@ def begin(checkpoints: Path, step: int) -> Path:
 def publish(new: Path, checkpoints: Path, step: int) -> Path:
     """Give a complete folder its name, then move the pointer. The folder's files are flushed to disk already."""
     final = checkpoints / name_of(step)
-    digest = sha256(new / MANIFEST_NAME)
     for path in [folder for folder in new.rglob("*") if folder.is_dir()] + [new]:
         sync(path)
     old = _aside(final, _OLD)
@@ -105,8 +107,7 @@ def publish(new: Path, checkpoints: Path, step: int) -> Path:
         final.rename(old)
     new.rename(final)
     sync(checkpoints)
-    write_atomically(checkpoints / LATEST_NAME, f"{final.name} {digest}\n")
-    sync(checkpoints)
+    _point(final)
     _delete(old)
     return final
 
@@ -118,12 +119,18 @@ def abandon(checkpoints: Path, step: int) -> None:
 
 def tidy(checkpoints: Path) -> None:
     """Clear what killed runs left; bring back a checkpoint that was put aside for one that never came."""
+    for path in checkpoints.glob(f".{LATEST_NAME}.*"):
+        path.unlink()
     for path in checkpoints.glob(".step-*.*"):
         name, _, state = path.name[1:].rpartition(".")
         if state == _OLD and not (checkpoints / name).exists():
             path.rename(checkpoints / name)
             sync(checkpoints)
-        elif state in (_NEW, _OLD, _GONE):
+            continue
+        if state == _OLD and (checkpoints / LATEST_NAME).read_text(encoding="utf-8").startswith(f"{name} "):
+            # The pointer may still mean the old one.
+            _point(checkpoints / name)
+        if state in (_NEW, _OLD, _GONE):
             _delete(path)
 
 
@@ -157,6 +164,17 @@ def sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _is(folder: Path, digest: str) -> bool:
+    return (folder / MANIFEST_NAME).is_file() and sha256(folder / MANIFEST_NAME) == digest
+
+
+def _point(folder: Path) -> None:
+    """Move the pointer to a published checkpoint."""
+    digest = sha256(folder / MANIFEST_NAME)
+    write_atomically(folder.parent / LATEST_NAME, f"{folder.name} {digest}\n")
+    sync(folder.parent)
 
 
 def _aside(path: Path, state: str) -> Path:

@@ -5,6 +5,7 @@ in memory at a time (torch's keeps one of each tensor until the end), and reads 
 """
 
 import collections
+import contextlib
 import hashlib
 import io
 import os
@@ -47,43 +48,32 @@ _METADATA_NAMES = frozenset(
 )
 
 
-class HashedFile(io.RawIOBase):
-    """A new file whose SHA-256 is known when it is closed; closing flushes it to disk."""
+class HashedFile:
+    """A new file whose SHA-256 is known when it is finished."""
 
     def __init__(self, path: Path):
         self._file: BinaryIO = path.open("xb", buffering=0)
         self._hash = hashlib.sha256()
-        self._size = 0
-
-    def writable(self) -> bool:
-        """It is."""
-        return True
-
-    def write(self, data: Any) -> int:
-        """Write and hash all of a buffer."""
-        view = memoryview(data).cast("B")
-        done = 0
-        while done < len(view):
-            # A file system may take less than it is given.
-            done += self._file.write(view[done:])
-        self._hash.update(view)
-        self._size += len(view)
-        return len(view)
-
-    def tell(self) -> int:
+        self.size = 0
         """Bytes written."""
-        return self._size
+
+    def write(self, data: memoryview) -> None:
+        """Write and hash all of a buffer."""
+        done = 0
+        while done < len(data):
+            # A file system may take less than it is given.
+            done += self._file.write(data[done:])
+        self._hash.update(data)
+        self.size += len(data)
 
     def finish(self) -> tuple[int, str]:
-        """Flush to disk and close. Bytes and SHA-256 of what was written."""
+        """Flush to disk. Bytes and SHA-256 of what was written."""
         os.fsync(self._file.fileno())
-        self.close()
-        return self._size, self._hash.hexdigest()
+        return self.size, self._hash.hexdigest()
 
     def close(self) -> None:
-        """Close without a word about what was written."""
+        """Without a word about what was written."""
         self._file.close()
-        super().close()
 
 
 class Writer(FileSystemWriter):
@@ -99,15 +89,16 @@ class Writer(FileSystemWriter):
         results = []
         if plan.items:
             name = f"{plan.storage_data.prefix}0.distcp"
-            with HashedFile(Path(self.path) / name) as file:
+            with contextlib.closing(HashedFile(Path(self.path) / name)) as file:
                 for item in plan.items:
-                    start = file.tell()
                     memory = cast(Tensor, planner.resolve_data(item))
-                    # A copy: torch.save would write all of the memory that a view looks at.
-                    piece = torch.empty(memory.shape, dtype=memory.dtype).copy_(memory)
-                    torch.save(piece, cast(BinaryIO, file))
-                    length = file.tell() - start
-                    results.append(WriteResult(item.index, length, _StorageInfo(name, start, length)))
+                    # A copy: torch.save would write all of the memory that a view looks at. And first into memory: its
+                    # archive's writer turns a full disk into an error of its own.
+                    saved = io.BytesIO()
+                    torch.save(torch.empty(memory.shape, dtype=memory.dtype).copy_(memory), saved)
+                    start = file.size
+                    file.write(saved.getbuffer())
+                    results.append(WriteResult(item.index, file.size - start, _StorageInfo(name, start, file.size - start)))
                 self.written[name] = file.finish()
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)

@@ -63,6 +63,11 @@ class SmallState:
         )
 
 
+def tiny(value: float) -> SmallState:
+    """A state of a few numbers, which is written fast."""
+    return SmallState(value, parameters=(VECTOR,))
+
+
 def record(step: int) -> RunRecord:
     """Of a run of no model."""
     return RunRecord(step, step, {"step": step}, {"model": {}}, {})
@@ -74,8 +79,7 @@ def write(run: Path, state: SmallState, step: int) -> Path:
     return save(run / FOLDER_NAME, Content(pieces, record(step), {"probe.safetensors": b"probe"}), Ranks())
 
 
-def read(path: Path) -> SmallState:
-    """What a checkpoint holds."""
-    state = SmallState(-1.0)
+def read(path: Path, state: SmallState) -> SmallState:
+    """What a checkpoint holds, read into a state of the same parameters."""
     load(path, state, Ranks())
     return state
