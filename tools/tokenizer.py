@@ -29,6 +29,7 @@ def train_text(
     data: Data,
     out: Annotated[Path, typer.Argument(help="File to write, by convention FOLDER/text.model.", show_default=False)],
     size: Annotated[int, typer.Option(help="Number of pieces.")] = 8192,
+    kind: Annotated[str, typer.Option(help="unigram, or bpe: better on a small corpus.")] = "unigram",
     character_coverage: Annotated[
         float, typer.Option(help="Share of characters that become pieces; the rest is spelled in bytes.")
     ] = 0.9995,
@@ -39,7 +40,7 @@ def train_text(
     from gptface_dist.data import tokenizer_corpus as corpus
     from gptface_dist.tokenizers.text import TextOptions, train_text_tokenizer
 
-    options = TextOptions(size, character_coverage, captions, seed)
+    options = TextOptions(size, character_coverage, kind, captions, seed)
     folder = corpus.open_pictures(data)
     unreadable = 0
     with _progress() as progress:

@@ -1,4 +1,4 @@
-"""The text tokenizer: a sentencepiece BPE model with byte fallback, so that every text has an encoding.
+"""The text tokenizer: a sentencepiece model with byte fallback, so that every text has an encoding.
 
 Both directions agree up to :func:`normalise`: ``decode(encode(text)) == normalise(text)`` for any string.
 """
@@ -22,6 +22,9 @@ WORD_MARK = "\u2581"  # sentencepiece's own sign for a space
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+KINDS = ("unigram", "bpe")
+
+
 @dataclass(frozen=True)
 class TextOptions:
     """How a text tokenizer is trained."""
@@ -30,6 +33,9 @@ class TextOptions:
     """Number of pieces, among them 256 bytes and the (never used) unknown piece."""
     character_coverage: float = 0.9995
     """Share of the corpus' characters that become pieces of their own; the rarest others are spelled in bytes."""
+    kind: str = "unigram"
+    """``unigram`` (Kudo 2018), or ``bpe``, which is better on a small corpus: sentencepiece (0.2) finds unigram's candidates in
+    substrings that several *distinct* words share, so that the commonest word ("with") is spelled out if no other contains it."""
     captions: int = 2_000_000
     """Captions that are used at most; of more, a uniform sample of this size."""
     seed: int = 0
@@ -40,6 +46,8 @@ class TextOptions:
             raise UserError(f"a text tokenizer of {self.size} pieces is too small: 256 bytes and 2 more are the least")
         if not 0.9 <= self.character_coverage <= 1:
             raise UserError(f"character coverage must be within 0.9 and 1, not {self.character_coverage}")
+        if self.kind not in KINDS:
+            raise UserError(f"a text tokenizer is one of {', '.join(KINDS)}, not {self.kind!r}")
         if self.captions < 1:
             raise UserError(f"at least one caption must be used, not {self.captions}")
 
@@ -112,9 +120,7 @@ def train_text_tokenizer(captions: Iterable[str], path: Path, options: TextOptio
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(line for caption in sample for line in _lines(caption)),
             model_writer=model,
-            # Not unigram: sentencepiece (0.2) takes its candidates from substrings that several *distinct* words share, so that
-            # the commonest word of a small corpus ("with") is spelled out if no other word contains it.
-            model_type="bpe",
+            model_type=options.kind,
             vocab_size=options.size,
             character_coverage=options.character_coverage,
             byte_fallback=True,
