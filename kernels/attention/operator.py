@@ -77,12 +77,13 @@ def _emulate(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, factor: floa
     offsets = torch.arange(sequences.longest, device=q.device)
     seen = offsets < sequences.lengths.unsqueeze(1)
     rows = (sequences.starts.unsqueeze(1) + offsets)[seen]
-    padded = []
-    for x in (q, k, v):
+
+    def padded(x: Tensor) -> Tensor:
         dense = x.new_zeros(*seen.shape, *x.shape[1:])
         dense[seen] = x[rows]
-        padded.append(dense)
-    found = emulated_attention(*padded, sequences.lengths, factor, options)
+        return dense
+
+    found = emulated_attention(padded(q), padded(k), padded(v), sequences.lengths, factor, options)
     return torch.zeros_like(q).index_put((rows,), found[seen])
 
 
