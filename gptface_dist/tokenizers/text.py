@@ -34,8 +34,8 @@ class TextOptions:
     character_coverage: float = 0.9995
     """Share of the corpus' characters that become pieces of their own; the rarest others are spelled in bytes."""
     kind: str = "unigram"
-    """``unigram`` (Kudo 2018), or ``bpe``, which is better on a small corpus: sentencepiece (0.2) finds unigram's candidates in
-    substrings that several *distinct* words share, so that the commonest word ("with") is spelled out if no other contains it."""
+    """``unigram`` (Kudo 2018), or ``bpe``, which is better on a small corpus: sentencepiece (0.2) finds unigram's candidates
+    in substrings that several *distinct* words share, and spells out the commonest word ("with") if no other contains it."""
     captions: int = 2_000_000
     """Captions that are used at most; of more, a uniform sample of this size."""
     seed: int = 0
