@@ -1,9 +1,12 @@
 """Without a GPU, Triton's kernels are interpreted; with one, the same tests run the compiled kernels."""
 
-import os
-
+import pytest
 import torch
 
-# Triton decides when it is imported. What other tests import it for does not run kernels.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+from tests.conftest import INTERPRET
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():
+        monkeypatch.setenv(INTERPRET, "1")
