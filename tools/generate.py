@@ -97,6 +97,8 @@ def edit(
     preset = presets.task(task)
     texts = list(text or [""])
     wheres = list(region or ([preset.region] if preset.region else []))
+    if not wheres:
+        raise UserError(f"the task {task} needs a --region: a box, a mask, or one of {', '.join(regions.PLACES)}")
     if len(wheres) == 1:
         wheres *= len(texts)
     if len(wheres) != len(texts):

@@ -181,7 +181,8 @@ class Generator:
         """Describe a picture: ``n`` captions, the best first.
 
         ``n`` captions are drawn of each of ``lengths`` (in tokens; by default those of CAPTION_LENGTHS that fit). Those that
-        match the picture best by the matching head are kept, each text once. Classifier-free guidance does not apply: training has no text without an image.
+        match the picture best by the matching head are kept, each text once. Classifier-free guidance does not apply:
+        training has no text without an image.
         """
         if guidance.classifier_free > 0:
             raise UserError("classifier-free guidance draws pictures: captions are guided by the gradient and by rerank")

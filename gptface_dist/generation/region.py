@@ -107,8 +107,7 @@ def grown(chosen: np.ndarray, by: int) -> np.ndarray:
     """The region with a margin of ``by`` pixels around it."""
     found = chosen
     for _ in range(by):
-        padded = np.pad(found, 1)
-        found = padded[1:-1, 1:-1] | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+        found = np.any(_neighbourhood(np.pad(found, 1)), axis=0)
     return found
 
 
@@ -130,8 +129,12 @@ def feathered(original: np.ndarray, drawn: np.ndarray, chosen: np.ndarray, width
     weight = np.zeros(chosen.shape)
     for _ in range(width + 1):
         weight += inside
-        padded = np.pad(inside, 1, constant_values=True)
-        inside = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        inside = np.all(_neighbourhood(np.pad(inside, 1, constant_values=True)), axis=0)
     share = (weight / (width + 1))[..., None]
     mixed = np.rint(share * drawn + (1 - share) * original).astype(np.uint8)
     return np.where(chosen[..., None], mixed, original)
+
+
+def _neighbourhood(padded: np.ndarray) -> list[np.ndarray]:
+    """Each pixel and its four neighbours: the padded mask, shifted."""
+    return [padded[1:-1, 1:-1], padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
