@@ -36,6 +36,14 @@ class ReleaseConfig:
     card: Card
     """Where it comes from."""
 
+    def __post_init__(self) -> None:
+        if not (1 <= self.grid[0] <= self.options.rows and 1 <= self.grid[1] <= self.options.columns):
+            raise UserError(
+                f"a grid of {self.grid[0]} x {self.grid[1]} codes, but places for {self.options.rows} x {self.options.columns}"
+            )
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
         raw = {
@@ -76,12 +84,7 @@ class ReleaseConfig:
     def from_json(cls, raw: dict[str, Any]) -> "ReleaseConfig":
         """The content of ``config.json``; :class:`UserError`, ``KeyError`` or ``TypeError`` where something is amiss."""
         rows, columns = (int(side) for side in raw["grid"])
-        options = ModelOptions(**raw["options"])
-        if not (1 <= rows <= options.rows and 1 <= columns <= options.columns):
-            raise UserError(f"a grid of {rows} x {columns} codes, but places for {options.rows} x {options.columns}")
-        if raw["dtype"] not in DTYPES:
-            raise UserError(f"dtype {raw['dtype']!r} is none of {', '.join(DTYPES)}")
-        vocabulary = Vocabulary(**raw["vocabulary"])
+        options, vocabulary = ModelOptions(**raw["options"]), Vocabulary(**raw["vocabulary"])
         return cls(options, vocabulary, (rows, columns), raw["dtype"], cards.from_json(raw["training"]))
 
 

@@ -137,13 +137,13 @@ class Weights(Mapping[str, Tensor]):
     def __init__(self, folder: Path):
         """Read names, shapes and dtypes; :class:`UserError` where a file is missing or damaged."""
         self.files = _files(folder)
-        """Names of the safetensors files."""
+        """Names of the files that make it up: safetensors, and the index where there are several."""
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Shape of each tensor."""
         self.dtypes: dict[str, str] = {}
         """Dtype of each tensor in safetensors' words: F32, BF16."""
         self._where: dict[str, Path] = {}
-        for path in (folder / name for name in self.files):
+        for path in (folder / name for name in self.files if name != INDEX_NAME):
             try:
                 with safe_open(path, framework="pt") as file:
                     for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
@@ -193,7 +193,7 @@ def _files(folder: Path) -> list[str]:
     for name in names:
         if not isinstance(name, str) or "/" in name or not (folder / name).is_file():
             raise UserError(f"{folder / str(name)} is missing, but {INDEX_NAME} names it: get the release again")
-    return names
+    return [*names, INDEX_NAME]
 
 
 def _line(error: Exception) -> str:
