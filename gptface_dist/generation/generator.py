@@ -112,6 +112,10 @@ class Generator:
         scaled = torch.from_numpy(pixels.copy()).permute(2, 0, 1).to(torch.float32) / 127.5 - 1
         return Picture(pixels, self._image.encode(scaled.unsqueeze(0).to(self._image.device))[0].cpu().numpy())
 
+    def reconstruct(self, source: Source) -> np.ndarray:
+        """A picture as its codes are decoded: uint8 [S, S, 3]; what the best possible model would draw."""
+        return self._pixels(torch.from_numpy(self.read(source).codes))
+
     def edit(
         self,
         source: Source,

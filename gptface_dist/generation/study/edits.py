@@ -1,0 +1,94 @@
+"""Edits of rendered faces: is what the text asks for there, and is everything else as it was."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gptface_dist.generation import Generator, Guidance
+from gptface_dist.generation.presets import TASKS
+from gptface_dist.generation.region import LABELS, grown, region
+from gptface_dist.generation.study.judge import Face, Judge, judged
+from gptface_dist.generation.study.statistics import Share, share
+from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, Values, prompt
+
+HAIR_MARGIN = 2
+"""Pixels around the hair of the parsing mask that are drawn anew with it."""
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What came of one kind of edit."""
+
+    intended: Share
+    """Edits after which the judge sees the value that the text asked for."""
+    without_text: Share
+    """The same, of edits of the same regions with an empty text and no guidance."""
+    kept: Share
+    """Other traits in which the judge sees the same as before the edit."""
+    outside: Share
+    """Edits that left every pixel outside the region exactly as it was."""
+    strips: list[np.ndarray]
+    """A few of them: before, region in white, after: uint8 [S, 3 S, 3]."""
+
+
+def measure_edits(
+    generator: Generator, judge: Judge, faces: Sequence[Face], edits: int, seeds: int, on_edit: Callable[[], None]
+) -> dict[str, EditResult]:
+    """``edits`` edits of each kind with each seed, each of another face; fewer where there are fewer faces that fit."""
+    kinds: dict[str, tuple[str, str, Callable[[Face], np.ndarray]]] = {
+        "hair colour": ("hair", "attribute", lambda face: grown(face.labels == LABELS.index("hair"), HAIR_MARGIN)),
+        "glasses on": ("glasses", "attribute", lambda face: region("eyes", generator.size)),
+        "expression": ("expression", "expression", lambda face: region("face", generator.size)),
+    }
+    results = {}
+    for number, (kind, (trait, task, where)) in enumerate(kinds.items()):
+        fit = [face for face in faces if _fits(face, trait)]
+        intended, without, kept, outside = (_empty(seeds) for _ in range(4))
+        strips = []
+        for seed in range(seeds):
+            rng = np.random.default_rng((seed, number))
+            for face in (fit[i] for i in rng.permutation(len(fit))[:edits]):
+                values = _changed(face.values, trait, rng)
+                chosen = where(face)
+                after, plain = _both(generator, face, _text(values), chosen, task, int(rng.integers(1 << 31)))
+                before_seen, seen, plain_seen = judged(judge, [face.pixels, after, plain])
+                intended[seed].append(seen[trait] == values[trait])
+                without[seed].append(plain_seen[trait] == values[trait])
+                kept[seed].append(float(np.mean([seen[name] == before_seen[name] for name in TRAITS if name != trait])))
+                outside[seed].append(bool((after[~chosen] == face.pixels[~chosen]).all()))
+                if len(strips) < 4:
+                    marked = np.where(chosen[..., None], np.uint8(255), face.pixels)
+                    strips.append(np.concatenate([face.pixels, marked, after], axis=1))
+                on_edit()
+        results[kind] = EditResult(share(intended), share(without), share(kept), share(outside), strips)
+    return results
+
+
+def _empty(seeds: int) -> list[list[float]]:
+    return [[] for _ in range(seeds)]
+
+
+def _fits(face: Face, trait: str) -> bool:
+    return face.values[trait] != UNKNOWN and not (trait == "glasses" and face.values["glasses"])
+
+
+def _changed(values: Values, trait: str, rng: np.random.Generator) -> Values:
+    """Another value of one trait."""
+    step = 1 + int(rng.integers(len(TRAITS[trait]) - 1))
+    return {**values, trait: (values[trait] + step) % len(TRAITS[trait])}
+
+
+def _text(values: Values) -> str:
+    """What the whole picture is to show; a trait that it did not show before is given its first value."""
+    return prompt({name: max(0, value) for name, value in values.items()})
+
+
+def _both(
+    generator: Generator, face: Face, text: str, chosen: np.ndarray, task: str, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The edit for the text, and one of the same region without a text."""
+    sampling = replace(TASKS[task].sampling, seed=seed)
+    after = generator.edit(face.pixels, text, chosen, task, sampling=sampling)[0]
+    plain = generator.edit(face.pixels, "", chosen, "inpainting", sampling=sampling, guidance=Guidance())[0]
+    return after.pixels, plain.pixels

@@ -1,0 +1,143 @@
+"""The judge: a small convolutional network that names the traits of a face. It sees no text and none of our model.
+
+It is trained on rendered pictures with their true attributes, half of them as the release's image tokenizer reconstructs
+them, so that it can judge what the model draws; its accuracy on held-out reconstructions bounds what can be measured.
+"""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gptface_dist.data.folder import ShardFolder, Unreadable
+from gptface_dist.data.pictures import decode_pixels, picture_extension
+from gptface_dist.data.stream import Origin, RawSample
+from gptface_dist.errors import UserError
+from gptface_dist.generation.region import LABELS
+from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, Values, values_of
+
+BATCH = 32
+RATE = 2e-3
+
+
+@dataclass(frozen=True)
+class Face:
+    """A rendered face with the truth about it."""
+
+    pixels: np.ndarray
+    """uint8 [S, S, 3]."""
+    labels: np.ndarray
+    """uint8 [S, S]: parsing mask."""
+    values: Values
+    """Its traits."""
+
+
+def read_faces(folder: ShardFolder, count: int, size: int, on_face: Callable[[], None] = lambda: None) -> list[Face]:
+    """The first ``count`` faces of shards of `gptface faces render`; :class:`UserError` where there are fewer, or others."""
+    found: list[Face] = []
+    for number, entry in enumerate(folder.index.shards):
+        if len(found) == count:
+            break
+        try:
+            sidecar, file = folder.sidecar(number), folder.open_shard(number)
+        except Unreadable as error:
+            raise UserError(f"{folder.location}, shard {entry.name}: {error}") from None
+        with closing(file):
+            for key, extents in sidecar.samples[: count - len(found)]:
+                raw = RawSample(Origin(folder.location, entry.name, key, 0), file, extents)
+                try:
+                    found.append(_face(raw, size))
+                except (Unreadable, KeyError, ValueError) as error:
+                    raise UserError(
+                        f"{folder.location}, {key}: no rendered face ({error}): make some with `gptface faces render`"
+                    ) from None
+                on_face()
+    if len(found) < count:
+        raise UserError(f"{folder.location} holds {len(found)} faces, {count} are needed: `gptface faces render` makes more")
+    return found
+
+
+def _face(raw: RawSample, size: int) -> Face:
+    attributes = json.loads(raw.read("json"))["attributes"]
+    labels = np.asarray(Image.open(io.BytesIO(raw.read("mask.png"))))
+    hair = float(np.mean(labels == LABELS.index("hair")))
+    # The middle of what each pixel of the smaller mask stands for.
+    rows, columns = ((np.arange(size) + 0.5) * side / size for side in labels.shape)
+    smaller = labels[rows.astype(int)[:, None], columns.astype(int)]
+    return Face(decode_pixels(raw.read(picture_extension(list(raw.extents))), size), smaller, values_of(attributes, hair))
+
+
+class Judge(nn.Module):
+    """Pixels float32 [B, 3, S, S] in [-1, 1] -> logits [B, values] of each trait."""
+
+    def __init__(self, channels: Sequence[int] = (32, 64, 96, 128)):
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = 3
+        for wider in channels:
+            layers += [nn.Conv2d(width, wider, 3, 2, 1), nn.GroupNorm(8, wider), nn.GELU()]
+            width = wider
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Dropout(0.3))
+        self.heads = nn.ModuleDict({name: nn.Linear(9 * width, len(values)) for name, values in TRAITS.items()})
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Logits by trait."""
+        features = self.body(pixels)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [S, S, 3] each -> float32 [B, 3, S, S] in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_judge(
+    pictures: Sequence[np.ndarray],
+    values: Sequence[Values],
+    epochs: int,
+    seed: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> Judge:
+    """Train on pictures with their traits; mirrored at random. A function of the arguments, up to the device's rounding."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        judge, pixels = Judge(), to_tensor(pictures)
+        truth = {name: torch.tensor([one[name] for one in values]) for name in TRAITS}
+        steps = epochs * (len(pictures) // BATCH)
+        optimizer = torch.optim.AdamW(judge.parameters(), RATE, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=max(1, steps))
+        for _ in range(epochs):
+            order = torch.randperm(len(pictures))
+            for start in range(0, len(order) - BATCH + 1, BATCH):
+                rows = order[start : start + BATCH]
+                batch = pixels[rows]
+                batch = torch.where(torch.rand(BATCH, 1, 1, 1) < 0.5, batch, batch.flip(-1))
+                found = judge(batch)
+                losses = [
+                    functional.cross_entropy(found[name], truth[name][rows], ignore_index=UNKNOWN, reduction="sum") / BATCH
+                    for name in TRAITS
+                ]
+                optimizer.zero_grad()
+                torch.stack(losses).sum().backward()
+                optimizer.step()
+                schedule.step()
+                on_step()
+    return judge.eval()
+
+
+@torch.no_grad()
+def judged(judge: Judge, pictures: Sequence[np.ndarray]) -> list[Values]:
+    """The likeliest value of every trait, for each picture."""
+    found: list[Values] = []
+    for start in range(0, len(pictures), BATCH):
+        logits = judge(to_tensor(pictures[start : start + BATCH]))
+        best = {name: logits[name].argmax(-1).tolist() for name in TRAITS}
+        found += [dict(zip(best, row, strict=True)) for row in zip(*best.values(), strict=True)]
+    return found

@@ -1,0 +1,49 @@
+"""What the study asks for and looks at: four traits of rendered faces, how prompts name them, where they are labelled."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+TRAITS: dict[str, tuple[str, ...]] = {
+    "gender": ("female", "male"),
+    "glasses": ("no", "yes"),
+    "hair": ("black", "brown", "blond", "red", "gray"),
+    "expression": ("neutral", "happy", "sad", "angry", "surprised", "disgusted", "afraid"),
+}
+"""Each trait's values; gray hair includes white."""
+UNKNOWN = -1
+"""Value of a trait that a picture does not show: hair under a hat, an expression behind a mask."""
+
+Values = dict[str, int]
+"""A value's number for each trait."""
+
+_ADJECTIVES = ("", "smiling", "sad", "angry", "surprised", "disgusted", "scared")
+_LEAST_HAIR = 0.03
+"""Share of the picture that hair must cover to be judged."""
+
+
+def values_of(attributes: Mapping[str, Any], hair_share: float) -> Values:
+    """The traits of a rendered face, from its attributes and the share of the picture that its parsing mask calls hair."""
+    color = {"white": "gray"}.get(attributes["hair_color"], attributes["hair_color"])
+    masked = attributes["covering"] != "none"
+    return {
+        "gender": TRAITS["gender"].index(attributes["gender"]),
+        "glasses": int(attributes["glasses"] != "none"),
+        "hair": TRAITS["hair"].index(color) if hair_share >= _LEAST_HAIR else UNKNOWN,
+        "expression": UNKNOWN if masked else TRAITS["expression"].index(attributes["expression"]),
+    }
+
+
+def random_values(rng: np.random.Generator) -> Values:
+    """Each trait's value uniform and independent: a prompt's chance of agreement with another's is then known."""
+    return {name: int(rng.integers(len(values))) for name, values in TRAITS.items()}
+
+
+def prompt(values: Values) -> str:
+    """``A smiling woman with red hair, wearing glasses.`` No glasses and a neutral expression are left unsaid."""
+    adjective, noun = _ADJECTIVES[values["expression"]], ("woman", "man")[values["gender"]]
+    subject = f"{adjective} {noun}".strip()
+    article = "An" if subject[0] in "aeiou" else "A"
+    worn = ", wearing glasses" if values["glasses"] else ""
+    return f"{article} {subject} with {TRAITS['hair'][values['hair']]} hair{worn}."

@@ -1,0 +1,45 @@
+"""`gptface study`: measure whether pictures show what the text says."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def study(
+    release: Annotated[Path, typer.Argument(help="Folder of a release.", show_default=False)],
+    faces: Annotated[
+        str, typer.Argument(help="Shards of `gptface faces render`, of another seed than training's.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for study.md, study.json and study.png.", show_default=False)],
+    prompts: Annotated[int, typer.Option(help="Random prompts with each seed, two pictures each.")] = 60,
+    edits: Annotated[int, typer.Option(help="Edits of each kind with each seed.")] = 30,
+    seeds: Annotated[int, typer.Option(help="Seeds of prompts and noise.")] = 3,
+    judge_faces: Annotated[int, typer.Option(help="Faces that the judge is trained on.")] = 2000,
+    held_out: Annotated[int, typer.Option(help="Further faces, that it is tested on and that are edited.")] = 300,
+    epochs: Annotated[int, typer.Option(help="Of the judge's training.")] = 12,
+    steps: Annotated[int, typer.Option(help="Passes of the model a picture.")] = 12,
+) -> None:
+    """Measure prompt agreement, guidance, diversity and edits, judged by a classifier trained on rendered faces."""
+    from gptface_dist.data.tokenizer_corpus import open_pictures
+    from gptface_dist.generation import Generator
+    from gptface_dist.generation.study import report
+
+    options = report.StudyOptions(prompts, edits, seeds, judge_faces, held_out, epochs, steps)
+    folder = open_pictures(faces)
+    generator = Generator.from_pretrained(release)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def begin(doing: str, total: int) -> Callable[[], None]:
+            task = progress.add_task(doing, total=total)
+            return lambda: progress.advance(task)
+
+        found = report.study(generator, folder, options, begin)
+    report.write(found, out, " ".join(["gptface", *sys.argv[1:]]))
+    print(report.markdown(found))
