@@ -6,7 +6,7 @@ import typer
 
 import gptface_dist
 from gptface_dist.errors import UserError
-from gptface_dist.tools import bench, data, faces, generate, parity, release, report, tokenizer, train
+from gptface_dist.tools import bench, data, faces, generate, parity, release, report, study, tokenizer, train
 
 _INTERRUPTED = 130
 
@@ -25,6 +25,7 @@ app.command("convert")(release.convert)
 app.command("inspect")(release.inspect)
 app.command("parity")(parity.parity)
 app.command("report")(report.report)
+app.command("study")(study.study)
 app.command("train")(train.train)
 app.command("curves")(train.curves)
 
