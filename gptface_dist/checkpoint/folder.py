@@ -149,12 +149,13 @@ def prune(checkpoints: Path, step: int, keep_last: int, keep_every: int) -> list
     return deleted
 
 
-def set_aside(folder: Path) -> None:
-    """A damaged checkpoint counts no longer as one; it is kept under another name, in place of an earlier one of it."""
-    if folder.is_dir():
-        aside = folder.with_name(f"damaged-{folder.name.lstrip('.')}")
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+def set_aside(damaged: list[Path]) -> None:
+    """Damaged checkpoints count no longer as such; each is kept under another name, in place of an earlier one of it."""
+    for path in damaged:
+        if path.is_dir():
+            aside = path.with_name(f"damaged-{path.name.lstrip('.')}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def sync(folder: Path) -> None:

@@ -34,7 +34,7 @@ def find(checkpoints: Path, ranks: Ranks, previous: bool) -> Path | None:
         reason = candidate if isinstance(candidate, str) else damage(candidate, ranks)
         if isinstance(candidate, Path):
             if not reason:
-                ranks.first(lambda: [folder.set_aside(path) for path in damaged])
+                ranks.first(lambda: folder.set_aside(damaged))
                 return candidate
             damaged.append(candidate)
         found.append(reason)
