@@ -1,6 +1,7 @@
 """``gptface parity``: a layout against the plain model in one process."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,12 @@ def parity(
     zero: Annotated[int, typer.Option(help="ZeRO stage: 0 (none), 1, 2 or 3.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 3,
     matrix: Annotated[bool, typer.Option("--matrix", help="All legal layouts of 2 to 8 processes instead of one.")] = False,
-    tolerance: Annotated[float, typer.Option(help="Largest relative error.")] = 1e-5,
+    dtype: Annotated[str, typer.Option(help="Of weights and activations: float32 or bfloat16.")] = "float32",
+    recompute: Annotated[str, typer.Option(help="What the backward pass computes again: none, attention or layer.")] = "none",
+    dropout: Annotated[float, typer.Option(help="Chance of dropout, of hidden states and attention weights.")] = 0.0,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest relative error.", show_default="1e-05 in float32, 0.1 in bfloat16")
+    ] = None,
 ) -> None:
     """Compare loss, every gradient and the norm of a layout with the plain model. Status 1 where they differ.
 
@@ -26,9 +32,13 @@ def parity(
     from rich.table import Column, Table
 
     from gptface_dist.engine import parity as proof
+    from gptface_dist.engine.options import EngineOptions
     from gptface_dist.layout import Layout
 
-    cases = proof.matrix() if matrix else [proof.Case(Layout(dp, tp, pp, vpp, sp, zero), steps=steps)]
+    cases = proof.matrix() if matrix else [proof.Case(Layout(dp, tp, pp, vpp, sp, zero))]
+    model = replace(proof.MODEL, hidden_dropout=dropout, attention_dropout=dropout)
+    engine = EngineOptions(dtype=dtype, recompute=recompute)
+    cases = [replace(case, steps=steps, model=model, engine=engine, tolerance=tolerance) for case in cases]
     table = Table(
         "layout",
         "loss",
@@ -43,9 +53,9 @@ def parity(
         results = proof.prove(cases, Path(folder) / "found.jsonl")
     for found in results:
         errors = [f"{error:.1e}" for error in (found.loss, found.norm, found.gradient)]
-        verdict = "equal" if found.ok(tolerance) else "DIFFERENT"
+        verdict = "equal" if found.ok() else "DIFFERENT"
         table.add_row(found.layout, *errors, found.worst, str(found.compared), verdict)
     Console().print(table)
-    equal = all(found.ok(tolerance) for found in results)
-    print(f"{'equal' if equal else 'DIFFERENT'} within {tolerance:g}")
+    equal = all(found.ok() for found in results)
+    print(f"{'equal' if equal else 'DIFFERENT'} within {results[0].tolerance:g}")
     raise typer.Exit(0 if equal else 1)

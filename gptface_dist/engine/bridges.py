@@ -1,15 +1,18 @@
-"""The three places where DeepSpeed's ZeRO is silently wrong under a pipeline, each mended in a few lines.
+"""The three places where DeepSpeed's ZeRO is silently wrong under a pipeline, each mended in a few lines, and a detour.
 
 Checked with the DeepSpeed versions of :data:`CHECKED`; others are refused, since a bridge over internals that moved would
 fail as silently as none. Each bridge has a test that fails when it is taken out.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 
 from gptface_dist.errors import UserError
 
@@ -71,3 +74,16 @@ def forget_gradients(engine: Any) -> None:
     buffer = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)
     if buffer is not None:
         buffer.zero_()
+
+
+@contextlib.contextmanager
+def one_optimizer() -> Iterator[None]:
+    """While DeepSpeed is initialised: ZeRO-1 in bfloat16 with float32 gradients gets the optimizer of all other ZeRO-1 and -2
+    runs, instead of one of its own that does not know of ``clear_backward_seen_flag`` and keeps its state elsewhere.
+    """
+    choose = deepspeed.DeepSpeedEngine._do_optimizer_sanity_check
+    deepspeed.DeepSpeedEngine._do_optimizer_sanity_check = lambda *_: ZERO_OPTIMIZATION
+    try:
+        yield
+    finally:
+        deepspeed.DeepSpeedEngine._do_optimizer_sanity_check = choose

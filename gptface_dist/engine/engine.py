@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from gptface_dist import host
 from gptface_dist.data.batch import Batch
 from gptface_dist.engine import bridges, schedule, zero
+from gptface_dist.engine.gathers import GatherMeter
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.replicated import Replicated
 from gptface_dist.engine.schedule import Chunks, Turn
 from gptface_dist.layout import Layout
+from gptface_dist.model.dropout import Masks
 from gptface_dist.model.names import Parameter, parameters
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.stage import Stage, global_name
-from gptface_dist.model.stage_layer import megatron_config
+from gptface_dist.model.stage_layer import StageLayer, megatron_config
 from gptface_dist.model.stage_words import TiedGradient
 from gptface_dist.sequence import IGNORE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
@@ -27,7 +29,7 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step found; the same on every rank."""
+    """What one optimizer step found; the same on every rank but for ``gathered_bytes``."""
 
     sums: Tensor
     """Float64 [3, 3] over the global batch: (summed loss, correct, count) of text, image and match."""
@@ -35,6 +37,8 @@ class StepResult:
     """Weighted sum of the three mean losses."""
     norm: float
     """Norm of the whole gradient before clipping."""
+    gathered_bytes: int
+    """Bytes of weights that ZeRO-3 gathered on this rank, by its dtype, padding and this rank's own part included; else 0."""
 
 
 class Engine:
@@ -56,6 +60,9 @@ class Engine:
         bridges.check_version()
         host.without_cuda()
         self.layout, self._weights, self.clip = layout, weights, optimizer.clip
+        self._seed = seed
+        self.steps = 0
+        """Optimizer steps done, of which dropout is a function: a run that resumes sets it."""
         self.before_update: Callable[[], None] | None = None
         """Called when a step's gradients are complete, before they are clipped and used."""
         self.device = host.device()
@@ -66,9 +73,15 @@ class Engine:
             Stage(options, vocabulary, layout, self._config, layout.chunk(rank, turn)).to(self.device)
             for turn in range(layout.vpp)
         ]
+        for stage in self.stages:
+            for layer in stage.layers.values():
+                cast(StageLayer, layer).set_recompute(engine.recompute)
         self._load(seed)
         self._tied = [stage.tied_gradient(self.device) for stage in self.stages]
+        self._gathers = GatherMeter() if layout.zero == 3 else None
         self.engine = self._shard(optimizer, engine.torch_dtype)
+        if engine.dtype != "float32":
+            self._load_masters(seed)
         self._turns = [Turn(self.engine, stage, turn, self._config) for turn, stage in enumerate(self.stages)]
 
     def named_parameters(self) -> Iterator[tuple[Parameter, nn.Parameter]]:
@@ -83,6 +96,17 @@ class Engine:
             for entry, parameter in self.named_parameters():
                 whole = entry.initial(seed)
                 parameter.copy_(whole if entry.cut is None else entry.cut.shard(whole, rank, size))
+
+    def _load_masters(self, seed: int) -> None:
+        """Give the optimizer's float32 weights the initial values themselves: what was made of the model's is rounded."""
+        # The state is read out of an engine, so it cannot be known before the engine is.
+        from gptface_dist.engine.state import WEIGHTS, EngineState
+
+        for region in EngineState(self).regions():
+            whole = region.entry.initial(seed)
+            cut = region.entry.cut
+            shard = whole if cut is None else cut.shard(whole, region.rank, region.size)
+            region.values[WEIGHTS].copy_(shard.flatten()[region.held.start : region.held.stop])
 
     def _shard(self, optimizer: OptimizerOptions, dtype: torch.dtype) -> Any:
         decayed: list[nn.Parameter] = []
@@ -127,7 +151,16 @@ class Engine:
 
     def _run(self, batches: list[Batch[Tensor]], scale: Tensor, forward_only: bool) -> Tensor:
         self.engine.train(not forward_only)
-        return self._everywhere(schedule.run(self._turns, batches, scale, forward_only))
+        masks = [None] * len(batches) if forward_only else self._masks(batches)
+        return self._everywhere(schedule.run(self._turns, batches, masks, scale, forward_only))
+
+    def _masks(self, batches: list[Batch[Tensor]]) -> list[Masks | None]:
+        """What dropout drops in a step's micro-batches; sequences are numbered over the global batch, rank by rank."""
+        if self._config.hidden_dropout == self._config.attention_dropout == 0:
+            return [None] * len(batches)
+        size = len(batches[0].matched)
+        first = groups.get_data_parallel_rank() * len(batches) * size
+        return [Masks(self._seed, self.steps, first + number * size) for number in range(len(batches))]
 
     def _everywhere(self, sums: Tensor) -> Tensor:
         """The last stage's sums, added over data-parallel ranks, on every rank."""
@@ -153,13 +186,16 @@ class Engine:
 
     def step(self, batches: list[Batch[Tensor]]) -> StepResult:
         """One optimizer step on this rank's micro-batches."""
+        before = self._gathers.bytes if self._gathers else 0
         sums = self._run(batches, self._scale(batches), forward_only=False)
         self._add_tied()
         if self.before_update is not None:
             self.before_update()
         self.engine.step()
         bridges.forget_gradients(self.engine)
-        return StepResult(sums, self.loss(sums), float(self.engine.get_global_grad_norm()))
+        self.steps += 1
+        gathered = self._gathers.bytes - before if self._gathers else 0
+        return StepResult(sums, self.loss(sums), float(self.engine.get_global_grad_norm()), gathered)
 
     def evaluate(self, batches: list[Batch[Tensor]]) -> Tensor:
         """Sums float64 [3, 3] over all data-parallel ranks' micro-batches, without dropout; nothing is learned."""

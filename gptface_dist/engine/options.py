@@ -38,6 +38,7 @@ class LossWeights:
 
 
 DTYPES = ("float32", "bfloat16")
+RECOMPUTE = ("none", "attention", "layer")
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,14 @@ class EngineOptions:
     dtype: str = "float32"
     """Of weights and activations: ``float32`` or ``bfloat16``. The optimizer always keeps weights and moments in float32."""
 
+    recompute: str = "none"
+    """What the backward pass computes again to save memory: ``none``; ``attention``, which is what lies between queries, keys,
+    values and the projection; or whole layers (``layer``), of which the input alone is kept."""
+
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise UserError(f"engine.dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name, legal in (("dtype", DTYPES), ("recompute", RECOMPUTE)):
+            if getattr(self, name) not in legal:
+                raise UserError(f"engine.{name} must be one of {', '.join(legal)}, got {getattr(self, name)!r}")
 
     @property
     def torch_dtype(self) -> torch.dtype:

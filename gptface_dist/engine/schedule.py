@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gptface_dist import host
 from gptface_dist.data.batch import Batch
 from gptface_dist.engine import bridges
+from gptface_dist.model.dropout import Masks
 from gptface_dist.model.stage import Stage
 from gptface_dist.sequence import IGNORE
 
@@ -24,10 +25,10 @@ class Chunks(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, turn: int, batch: Batch[Tensor] | None, scale: Tensor | None) -> Any:
+    def forward(self, turn: int, batch: Batch[Tensor] | None, scale: Tensor | None, masks: Masks | None = None) -> Any:
         """The ``turn``-th chunk on a micro-batch; without one, the scalar that hands over the tied words' gradient."""
         stage = cast(Stage, self.stages[turn])
-        return stage.tied_scalar() if batch is None else stage(batch, scale)
+        return stage.tied_scalar() if batch is None else stage(batch, scale, masks)
 
 
 class Turn(nn.Module):
@@ -44,24 +45,27 @@ class Turn(nn.Module):
         """Called by the schedule: what the chunk before this one sent."""
         self.__dict__["stage"].receive(received[0])
 
-    def forward(self, batch: Batch[Tensor], scale: Tensor) -> Any:
+    def forward(self, batch: Batch[Tensor], scale: Tensor | None, masks: Masks | None = None) -> Any:
         """A micro-batch -> hidden states, or (loss, sums) on the last chunk."""
         engine = self.__dict__["engine"]
-        output = engine(self.turn, batch, scale)
+        output = engine(self.turn, batch, scale, masks)
         if self.__dict__["stage"].last:
             loss, sums = output
             return bridges.begin_backward(loss, engine), sums
         return bridges.begin_backward(output, engine)
 
 
-def run(turns: list[Turn], batches: list[Batch[Tensor]], scale: Tensor, forward_only: bool) -> Tensor:
+def run(
+    turns: list[Turn], batches: list[Batch[Tensor]], masks: list[Masks | None], scale: Tensor, forward_only: bool
+) -> Tensor:
     """All micro-batches forward, and backward too unless ``forward_only``; gradients stay in the engine.
 
-    ``scale`` float32 [3] are the losses' factors. Returns this rank's sums float64 [3, 3]: zero but on the last stage.
+    ``masks`` say for each micro-batch what dropout drops, ``scale`` float32 [3] are the losses' factors. Returns this rank's
+    sums float64 [3, 3]: zero but on the last stage.
     """
     length = max(batch.tokens.shape[1] for batch in batches)
     padded = [pad(batch, length) for batch in batches]
-    iterators = [iter(padded) for _ in turns]
+    iterators = [iter(zip(padded, masks, strict=True)) for _ in turns]
     with host.schedules():
         found = get_forward_backward_func()(
             forward_step_func=functools.partial(_forward_step, scale=scale),
@@ -90,8 +94,9 @@ def pad(batch: Batch[Tensor], length: int) -> Batch[Tensor]:
     )
 
 
-def _forward_step(batches: Iterator[Batch[Tensor]], model: Turn, scale: Tensor) -> Any:
-    output = model(next(batches), scale)
+def _forward_step(batches: Iterator[tuple[Batch[Tensor], Masks | None]], model: Turn, scale: Tensor) -> Any:
+    batch, masks = next(batches)
+    output = model(batch, scale, masks)
     if not isinstance(output, tuple):
         return output, None
     loss, sums = output

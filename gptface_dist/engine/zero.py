@@ -25,7 +25,7 @@ def shard(chunks: nn.Module, adam: torch.optim.Optimizer, layout: Layout, clip: 
         zero |= {"stage3_param_persistence_threshold": 0}
     if layout.zero == 3:
         bridges.scope_trace_check(groups.get_data_parallel_group())
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), bridges.one_optimizer():
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(
             model=chunks,
@@ -38,6 +38,9 @@ def shard(chunks: nn.Module, adam: torch.optim.Optimizer, layout: Layout, clip: 
                 "zero_optimization": zero,
                 "gradient_clipping": clip,
                 "bf16": {"enabled": dtype == torch.bfloat16},
+                # Gradients of all micro-batches and replicas are added in float32, whatever they are computed in.
+                "data_types": {"grad_accum_dtype": "fp32"},
+                "communication_data_type": "fp32",
                 "zero_allow_untested_optimizer": True,
             },
             mpu=_Groups(),

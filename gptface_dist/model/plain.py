@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptface_dist.model.dropout import ATTENTION, EMBEDDINGS, FEED_FORWARD, Masks, attend
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.sequence import IMAGE, SEGMENTS
 from gptface_dist.tokenizers.vocabulary import Vocabulary
@@ -62,19 +63,24 @@ class Layer(nn.Module):
         self.mlp_in = nn.Linear(hidden, options.ffn * (2 if options.activation == "swiglu" else 1))
         self.mlp_out = nn.Linear(options.ffn, hidden)
 
-    def forward(self, x_BLH: Tensor, seen: Tensor) -> Tensor:
+    def forward(self, x_BLH: Tensor, seen: Tensor, masks: Masks | None = None) -> Tensor:
         """[B, L, H] -> [B, L, H]; ``seen`` bool [B, 1, 1, L]: tokens that may be attended to (no padding)."""
-        x_BLH = x_BLH + self._dropout(self.projection(self._attend(self.attention_norm(x_BLH), seen)))
-        return x_BLH + self._dropout(self.mlp_out(self._activate(self.mlp_in(self.mlp_norm(x_BLH)))))
+        attended = self.projection(self._attend(self.attention_norm(x_BLH), seen, masks))
+        x_BLH = x_BLH + self._dropout(attended, ATTENTION, masks)
+        added = self.mlp_out(self._activate(self.mlp_in(self.mlp_norm(x_BLH))))
+        return x_BLH + self._dropout(added, FEED_FORWARD, masks)
 
-    def _attend(self, x_BLH: Tensor, seen: Tensor) -> Tensor:
+    def _attend(self, x_BLH: Tensor, seen: Tensor, masks: Masks | None = None) -> Tensor:
         batch, length, hidden = x_BLH.shape
         grouped = self.qkv(x_BLH).view(batch, length, self.options.heads, 3, self.options.head_size)
         q, k, v = (part.transpose(1, 2) for part in grouped.unbind(3))  # [B, N, L, D]
         if self.options.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         dropout = self.options.attention_dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+        if dropout > 0 and masks is not None:
+            attended = attend(q, k, v, seen, dropout, masks)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
         return attended.transpose(1, 2).reshape(batch, length, hidden)
 
     def _activate(self, x: Tensor) -> Tensor:
@@ -83,8 +89,8 @@ class Layer(nn.Module):
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate) * up
 
-    def _dropout(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.options.hidden_dropout, self.training)
+    def _dropout(self, x_BLH: Tensor, place: int, masks: Masks | None) -> Tensor:
+        return hidden_dropout(x_BLH, self.options.hidden_dropout if self.training else 0.0, place, masks)
 
 
 class TokenHead(nn.Module):
@@ -169,16 +175,22 @@ class GPTFace(nn.Module):
 
         return load(path, dtype, device).model
 
-    def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        """Int64 [B, L], [B, L], [B, L, 2], [B] -> features [B, L, H]. Tokens from ``lengths`` on are padding."""
-        return self.encode(self.embeddings(tokens, segments, positions), lengths)
+    def forward(
+        self, tokens: Tensor, segments: Tensor, positions: Tensor, lengths: Tensor, masks: Masks | None = None
+    ) -> Tensor:
+        """Int64 [B, L], [B, L], [B, L, 2], [B] -> features [B, L, H]. Tokens from ``lengths`` on are padding.
 
-    def encode(self, x_BLH: Tensor, lengths: Tensor) -> Tensor:
+        ``masks`` choose what dropout drops in training; torch's random generator does without them.
+        """
+        return self.encode(self.embeddings(tokens, segments, positions), lengths, masks)
+
+    def encode(self, x_BLH: Tensor, lengths: Tensor, masks: Masks | None = None) -> Tensor:
         """Embeddings [B, L, H], int64 [B] -> features [B, L, H]: :meth:`forward` for those who mix embeddings of their own."""
         seen = torch.arange(x_BLH.shape[1], device=x_BLH.device) < lengths.unsqueeze(1)
-        x_BLH = F.dropout(x_BLH, self.options.hidden_dropout, self.training)
-        for layer in self.layers:
-            x_BLH = layer(x_BLH, seen[:, None, None, :])
+        dropout = self.options.hidden_dropout if self.training else 0.0
+        x_BLH = hidden_dropout(x_BLH, dropout, EMBEDDINGS, masks)
+        for number, layer in enumerate(self.layers):
+            x_BLH = layer(x_BLH, seen[:, None, None, :], None if masks is None else masks.of_layer(number))
         return self.final_norm(x_BLH)
 
     def token_logits(self, x_MH: Tensor, ids: range) -> Tensor:
@@ -198,6 +210,11 @@ class GPTFace(nn.Module):
 
         match = sums(self.match_logits(x_BLH), matched)
         return Losses(masked(self.vocabulary.text_range), masked(self.vocabulary.image_range), match)
+
+
+def hidden_dropout(x_BLH: Tensor, chance: float, place: int, masks: Masks | None) -> Tensor:
+    """Dropout of hidden states [B, L, H]."""
+    return F.dropout(x_BLH, chance) if masks is None else masks.hidden(x_BLH, chance, place, sequence_axis=0)
 
 
 def sums(logits: Tensor, targets: Tensor) -> Sums:

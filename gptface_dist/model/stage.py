@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, scatter_to_sequence_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from gptface_dist.layout import Layout
+from gptface_dist.model.dropout import EMBEDDINGS, Masks
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.plain import MatchHead
-from gptface_dist.model.stage_layer import LOCAL_NAMES, SharedNorm, layer_spec
+from gptface_dist.model.stage_layer import LOCAL_NAMES, SharedNorm, StageLayer, layer_spec
 from gptface_dist.model.stage_words import TiedGradient, TiedScalar, WordEmbedding, WordLogits, WordRange
 from gptface_dist.sequence import IMAGE, SEGMENTS
 from gptface_dist.tokenizers.vocabulary import Vocabulary
@@ -90,12 +90,9 @@ class Stage(nn.Module):
             self.embeddings = StageEmbeddings(options, words, dtype)
         # Layers are built by their global number: this config tells megatron of no pipeline, so it adds no offset.
         alone = replace(config, pipeline_model_parallel_size=1, virtual_pipeline_model_parallel_size=None)
-        spec = layer_spec(options)
+        spec = layer_spec(options, alone)
         self.layers = nn.ModuleDict(
-            {
-                str(i): TransformerLayer(alone, spec.submodules, layer_number=i + 1)
-                for i in layout.layers_of(chunk, options.layers)
-            }
+            {str(i): StageLayer(alone, spec.submodules, layer_number=i + 1) for i in layout.layers_of(chunk, options.layers)}
         )
         if self.last:
             self.final_norm = SharedNorm(config, options.hidden, options.norm_eps)
@@ -125,16 +122,18 @@ class Stage(nn.Module):
         """Hidden states of the chunk before this one, for the next forward pass."""
         self._received = hidden
 
-    def forward(self, batch: Any, scale: Tensor | None = None) -> Any:
+    def forward(self, batch: Any, scale: Tensor | None = None, masks: Masks | None = None) -> Any:
         """A micro-batch -> hidden states [L, B, H]; on the last chunk (loss, sums).
 
         ``scale`` float32 [3] are the factors of the summed losses of text, image and match; ``sums`` float64 [3, 3] are
         rows of (loss, correct, count) for each of them. Without ``scale``, the last chunk gives (0, logits): float32
-        [M, ids] of text and image where ``batch.labels`` asks for them, and [B, 2] of the match.
+        [M, ids] of text and image where ``batch.labels`` asks for them, and [B, 2] of the match. Without ``masks``, dropout
+        drops nothing.
         """
         if self.first:
             x = self.embeddings(batch.tokens, batch.segments, batch.positions)
-            x = F.dropout(x, self.options.hidden_dropout, self.training)
+            if masks is not None:
+                x = masks.hidden(x, self.options.hidden_dropout, EMBEDDINGS, sequence_axis=1)
             x = scatter_to_sequence_parallel_region(x) if self.layout.sp else x
         else:
             assert self._received is not None
@@ -142,7 +141,7 @@ class Stage(nn.Module):
         length = batch.tokens.shape[1]
         seen = (torch.arange(length, device=x.device) < batch.lengths.unsqueeze(1))[:, None, None, :]
         for layer in self.layers.values():
-            x, _ = layer(x, attention_mask=seen)
+            x = layer(x, seen, masks)
         if not self.last:
             return x
         return self._logits(x, batch) if scale is None else self._losses(x, batch, scale)

@@ -1,10 +1,11 @@
 """A stage's layers: megatron-core's transformer layer with norms and attention of our own."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core import parallel_state as groups
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, copy_to_tensor_model_parallel_region
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -14,8 +15,10 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptface_dist.layout import Layout
+from gptface_dist.model.dropout import ATTENTION, FEED_FORWARD, Masks, attend
 from gptface_dist.model.options import ModelOptions
 
 
@@ -93,19 +96,89 @@ class OutputLinear(RowParallelLinear):
         return output, bias
 
 
+def again_in_backward(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """``function(*inputs)``, of which the backward pass keeps the inputs alone and computes the rest again.
+
+    It must not draw from a random generator: ours do not. megatron-core's own way saves CUDA's random states.
+    """
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
 class CoreAttention(nn.Module):
     """Bidirectional attention of this rank's heads; padding is not attended to."""
 
     def __init__(self, config: TransformerConfig, **_: Any):
         super().__init__()
-        self.dropout = config.attention_dropout
+        self.chance = config.attention_dropout
+        self.masks: Masks | None = None
+        """What dropout drops in the present micro-batch; None drops nothing."""
+        self.recompute = False
+        """Whether the backward pass attends again, rather than keep what attention computed."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
         """[L, B, N, D] each, bool [B, 1, 1, L] of tokens that are seen -> [L, B, N * D]."""
+        if self.recompute:
+            return again_in_backward(self._attend, query, key, value, attention_mask, self.masks)
+        return self._attend(query, key, value, attention_mask, self.masks)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor, masks: Masks | None) -> Tensor:
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=dropout)
+        if masks is None or self.chance == 0:
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        else:
+            first = groups.get_tensor_model_parallel_rank() * q.shape[1]
+            attended = attend(q, k, v, seen, self.chance, masks, first)
         return attended.permute(2, 0, 1, 3).flatten(2)
+
+
+class BiasDropoutAdd:
+    """What a sublayer gives is added to the residual stream: its bias added first, and a part dropped.
+
+    megatron-core asks for this once a sublayer and calls what it gets.
+    """
+
+    def __init__(self, place: int, config: TransformerConfig):
+        self.place, self.sequence_parallel = place, config.sequence_parallel
+        self.masks: Masks | None = None
+        """What dropout drops in the present micro-batch; None drops nothing."""
+
+    def __call__(self, training: bool, fused: bool) -> Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]:
+        """The operation: ([L, B, H] ([L / tp, B, H]), bias), residual, chance of being dropped -> [L, B, H]."""
+        return self._add
+
+    def _add(self, output: tuple[Tensor, Tensor | None], residual: Tensor, chance: float) -> Tensor:
+        x, bias = output
+        x = x if bias is None else x + bias
+        if self.masks is not None:
+            start = groups.get_tensor_model_parallel_rank() * len(x) if self.sequence_parallel else 0
+            x = self.masks.hidden(x, chance, self.place, sequence_axis=1, start=start)
+        return residual + x
+
+
+class StageLayer(TransformerLayer):
+    """megatron-core's layer, told of each micro-batch's dropout."""
+
+    recompute = "none"
+    """What the backward pass computes again: see :class:`gptface_dist.engine.options.EngineOptions`."""
+
+    def set_recompute(self, recompute: str) -> None:
+        """From the next forward pass on."""
+        self.recompute = recompute
+        self.self_attention.core_attention.recompute = recompute == "attention"
+
+    def forward(self, x: Tensor, seen: Tensor, masks: Masks | None) -> Tensor:
+        """Hidden states [L, B, H] ([L / tp, B, H]), bool [B, 1, 1, L] of tokens that are seen -> hidden states."""
+        if self.recompute == "layer":
+            return again_in_backward(self._run, x, seen, masks)
+        return self._run(x, seen, masks)
+
+    def _run(self, x: Tensor, seen: Tensor, masks: Masks | None) -> Tensor:
+        # Here, so that the layer is told again when it runs again, after other micro-batches.
+        mine = None if masks is None else masks.of_layer(self.layer_number - 1)
+        for part in (self.self_attention.core_attention, self.self_attn_bda, self.mlp_bda):
+            part.masks = mine
+        hidden, _ = super().forward(x, attention_mask=seen)
+        return hidden
 
 
 LOCAL_NAMES = {
@@ -121,7 +194,7 @@ LOCAL_NAMES = {
 """Names inside megatron-core's layer -> names inside the plain one."""
 
 
-def layer_spec(options: ModelOptions) -> ModuleSpec:
+def layer_spec(options: ModelOptions, config: TransformerConfig) -> ModuleSpec:
     """The ``local`` layer: megatron-core's own modules with our norms and attention."""
     head_norm = HeadNorm if options.qk_norm else IdentityOp
     attention = SelfAttentionSubmodules(
@@ -132,15 +205,15 @@ def layer_spec(options: ModelOptions) -> ModuleSpec:
         k_layernorm=head_norm,
     )
     return ModuleSpec(
-        module=TransformerLayer,
+        module=StageLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=SharedNorm,
             self_attention=ModuleSpec(
                 module=SelfAttention, params={"attn_mask_type": AttnMaskType.padding}, submodules=attention
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=ModuleSpec(BiasDropoutAdd, params={"place": ATTENTION, "config": config}),
             pre_mlp_layernorm=SharedNorm,
             mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=OutputLinear)),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=ModuleSpec(BiasDropoutAdd, params={"place": FEED_FORWARD, "config": config}),
         ),
     )

@@ -1,0 +1,38 @@
+"""Counting what ZeRO-3 gathers, at the collective that gathers it."""
+
+from typing import Any
+
+import deepspeed.comm
+from deepspeed.runtime.zero import partition_parameters
+from torch import Tensor
+
+
+class GatherMeter:
+    """Counts the bytes of weights that ZeRO-3 puts together on this rank, from the time it is made.
+
+    Stands between DeepSpeed's partitioned parameters and its collectives. A rank's own part, one of ``dp``, is counted too,
+    though it does not travel.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        partition_parameters.dist = self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(deepspeed.comm, name)
+
+    def allgather_fn(self, output: Tensor, *inputs: Any, **options: Any) -> Any:
+        """As DeepSpeed's."""
+        return self._counted(deepspeed.comm.allgather_fn, [output], output, *inputs, **options)
+
+    def all_gather_into_tensor(self, output: Tensor, *inputs: Any, **options: Any) -> Any:
+        """As DeepSpeed's."""
+        return self._counted(deepspeed.comm.all_gather_into_tensor, [output], output, *inputs, **options)
+
+    def all_gather(self, outputs: list[Tensor], *inputs: Any, **options: Any) -> Any:
+        """As DeepSpeed's."""
+        return self._counted(deepspeed.comm.all_gather, outputs, outputs, *inputs, **options)
+
+    def _counted(self, collective: Any, gathered: list[Tensor], *inputs: Any, **options: Any) -> Any:
+        self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in gathered)
+        return collective(*inputs, **options)
