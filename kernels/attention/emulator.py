@@ -5,6 +5,7 @@ recipe and its sources: docs/attention.md. Letters of shapes: B sequences, H hea
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ TINY = 1e-30
 """What stands for the largest value where all are zero."""
 
 
-def round_e4m3(x: Tensor) -> Tensor:
+def round_e4m3(x: Tensor, _name: str = "") -> Tensor:
     """To the nearest value of float8_e4m3fn, ties to even; what is too large saturates."""
     return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float()
 
@@ -32,6 +33,10 @@ def round_e4m3(x: Tensor) -> Tensor:
 def round_bf16(x: Tensor) -> Tensor:
     """To the nearest value of bfloat16."""
     return x.to(torch.bfloat16).float()
+
+
+Rounding = Callable[[Tensor, str], Tensor]
+"""Rounds a scaled tensor to FP8; told which: q, k, v, p of the forward pass, dout, ds, weights (P rescaled for dV)."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,9 @@ def _largest_deviation(x: Tensor, mean: Tensor, seen: Tensor) -> Tensor:
     return torch.maximum(highest, lowest).clamp(min=0)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, factor: float, options: Fp8Options) -> tuple[Tensor, State]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, factor: float, options: Fp8Options, round8: Rounding = round_e4m3
+) -> tuple[Tensor, State]:  # fmt: skip
     """Attention of [B, N, H, D] tensors and int [B] ``lengths``; ``factor`` multiplies the scores, 1 / sqrt(D).
 
     Returns [B, N, H, D] in q's dtype, zero beyond the lengths, and the state for :func:`backward`.
@@ -98,8 +105,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, factor: float, opt
     v_largest = _largest_deviation(v, v_mean, seen)
     v_scale, v_inverse = _scale(torch.maximum(v_largest, v_largest.amax(3, keepdim=True) * CHANNEL_FLOOR))
     k = torch.where(seen, k - k_mean, 0)
-    q8, k8 = round_e4m3(q * q_inverse), round_e4m3(k * k_inverse)
-    v8 = torch.where(seen, round_e4m3((v - v_mean) * v_inverse), 0)
+    q8, k8 = round8(q * q_inverse, "q"), round8(k * k_inverse, "k")
+    v8 = round8(torch.where(seen, v - v_mean, 0) * v_inverse, "v")
     v_norm = (v8 * v_scale).square().sum(3, keepdim=True).sqrt().amax(2, keepdim=True)
 
     scores = q8 @ k8.mT * (q_scale * k_scale * (factor * math.log2(math.e)))
@@ -109,7 +116,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, factor: float, opt
         tile = scores[..., start : start + TILE]
         # Whole powers of two: rescaling is exact, and P is rounded on the same grid whatever came before.
         new = torch.maximum(largest, tile.amax(3, keepdim=True).ceil())
-        p8 = round_e4m3(torch.exp2(tile - (new - P_EXPONENT)))
+        p8 = round8(torch.exp2(tile - (new - P_EXPONENT)), "p")
         shrink = torch.exp2(largest - new)
         total = total * shrink + p8.sum(3, keepdim=True)
         mixed = mixed * shrink + p8 @ v8[:, :, start : start + TILE]
@@ -117,12 +124,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, factor: float, opt
     out = torch.where(seen, mixed / total * v_scale + v_mean, 0).to(dtype)
     lse = torch.where(seen, largest + torch.log2(total) - P_EXPONENT, 1e30)
     p_max = torch.where(seen, 2.0**P_EXPONENT / total, 0)
-    raw = torch.where(seen, v, 0)
-    state = State(q8, k8, v8, q, k, raw, q_scale, k_scale, v_scale, v_mean, v_norm, out.float(), lse, p_max, seen)
+    state = State(q8, k8, v8, q, k, v, q_scale, k_scale, v_scale, v_mean, v_norm, out.float(), lse, p_max, seen)
     return out.transpose(1, 2), state
 
 
-def backward(dout: Tensor, state: State, factor: float, options: Fp8Options) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    dout: Tensor, state: State, factor: float, options: Fp8Options, round8: Rounding = round_e4m3
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, float32 [B, N, H, D], for the gradient ``dout`` [B, N, H, D] of the output."""
     s = state
     dout = torch.where(s.seen, dout.transpose(1, 2).float(), 0)
@@ -139,7 +147,7 @@ def backward(dout: Tensor, state: State, factor: float, options: Fp8Options) -> 
 
     # dO with V's scales folded in, so that dP needs no more than one scale a row.
     dout_scale, dout_inverse = _scale((dout * s.v_scale).abs().amax(3, keepdim=True))
-    dout8 = round_e4m3(dout * s.v_scale * dout_inverse)
+    dout8 = round8(dout * s.v_scale * dout_inverse, "dout")
     weighted = p * dout_scale
     if options.backward == "fp8":
         # The very dO that dP is made of: then the row sums of dS vanish as they do in exact arithmetic.
@@ -153,9 +161,9 @@ def backward(dout: Tensor, state: State, factor: float, options: Fp8Options) -> 
     # Cauchy-Schwarz: |dP - delta| = |dO (v - o)| <= |dO| (max |v| + |o|), all taken from V's mean.
     bound = norm(known) * (s.v_norm + norm(centred)) * s.p_max
     ds_scale, ds_inverse = _scale(bound.amax((2, 3), keepdim=True))
-    ds8 = round_e4m3(ds * ds_inverse)
+    ds8 = round8(ds * ds_inverse, "ds")
     p_scale, p_inverse = _scale((s.p_max * dout_scale).amax((2, 3), keepdim=True))
-    dv = round_e4m3(weighted * p_inverse).mT @ dout8 * (p_scale / s.v_scale)
+    dv = round8(weighted * p_inverse, "weights").mT @ dout8 * (p_scale / s.v_scale)
     dq = ds8 @ s.k8 * (factor * s.k_scale * ds_scale)
     dk = ds8.mT @ s.q8 * (factor * s.q_scale * ds_scale)
     return _rows(dq, dk, dv)
@@ -172,21 +180,23 @@ def _rows(dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 class _Emulated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, factor: float, options: Fp8Options) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, *how: Any) -> Tensor:
         ctx.save_for_backward(q, k, v, lengths)
-        ctx.factor, ctx.options = factor, options
-        return forward(q, k, v, lengths, factor, options)[0]
+        ctx.how = how
+        return forward(q, k, v, lengths, *how)[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, lengths = ctx.saved_tensors
         # The state is a function of q, k, v: made again rather than kept.
-        _, state = forward(q, k, v, lengths, ctx.factor, ctx.options)
-        found = backward(gradients[0], state, ctx.factor, ctx.options)
-        return *(x.to(q.dtype) for x in found), None, None, None
+        _, state = forward(q, k, v, lengths, *ctx.how)
+        found = backward(gradients[0], state, *ctx.how)
+        return *(x.to(q.dtype) for x in found), None, None, None, None
 
 
-def emulated_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, factor: float, options: Fp8Options) -> Tensor:
+def emulated_attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, factor: float, options: Fp8Options, round8: Rounding = round_e4m3
+) -> Tensor:  # fmt: skip
     """:func:`forward`'s output, whose gradients are :func:`backward`'s."""
-    out: Tensor = _Emulated.apply(q, k, v, lengths, factor, options)
+    out: Tensor = _Emulated.apply(q, k, v, lengths, factor, options, round8)
     return out

@@ -39,12 +39,7 @@ def fp8_attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, options
         return v.clone()
     size = q.shape[-1]
     factor = 1 / math.sqrt(size)
-    room = min(found for found in HEAD_SIZES if found >= size)
-    # Channels of zeros add nothing to scores, and attend to nothing.
-    q, k, v = (F.pad(x, (0, room - size)) for x in (q, k, v)) if room > size else (q, k, v)
-    if options.hadamard:
-        rotation = hadamard(room).to(q)
-        q, k = q @ rotation, k @ rotation
+    q, k, v = in_kernel_form(q, k, v, options)
     if q.is_cuda or _interpreting():
         gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
         backward = options.backward if gradient else "none"
@@ -55,6 +50,21 @@ def fp8_attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, options
     else:
         out = _emulate(q, k, v, sequences, factor, options)
     return out[..., :size]
+
+
+def in_kernel_form(q: Tensor, k: Tensor, v: Tensor, options: Fp8Options) -> tuple[Tensor, Tensor, Tensor]:
+    """Padded to a head size that the kernels compute, and rotated if the options want it; differentiable.
+
+    Channels of zeros add nothing to scores and attend to nothing; a rotation of Q and K leaves their products as they are.
+    """
+    size = q.shape[-1]
+    room = min(found for found in HEAD_SIZES if found >= size)
+    if room > size:
+        q, k, v = (F.pad(x, (0, room - size)) for x in (q, k, v))
+    if options.hadamard:
+        rotation = hadamard(room).to(q)
+        q, k = q @ rotation, k @ rotation
+    return q, k, v
 
 
 def hadamard(size: int) -> Tensor:

@@ -1,0 +1,64 @@
+"""Which attention runs: PyTorch's, or ours in FP8, by device and length."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptface_dist.errors import UserError
+from gptface_dist.kernels.attention.operator import fp8_attention
+from gptface_dist.kernels.attention.options import HEAD_SIZES, Fp8Options, Sequences
+
+KERNELS = ("auto", "sdpa", "fp8")
+
+HOPPER = (9, 0)
+"""Compute capability of the GPUs that the FP8 kernels are compiled and checked for."""
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """Which attention computes in training; what it computes is the same but for rounding."""
+
+    kernel: str = "auto"
+    """``sdpa``: PyTorch's fused attention in the precision of the activations. ``fp8``: ours, with products in FP8; on a
+    CPU the same roundings in plain PyTorch, to study, not to save time. ``auto``: ``fp8`` where it is known to be faster."""
+    fp8_from: int | None = None
+    """Fewest tokens of a padded sequence from which ``auto`` takes FP8 on a Hopper GPU, as ``gptface bench attention`` finds
+    it there; null: it never does. No crossover has been measured yet, hence the default."""
+    fp8: Fp8Options = field(default_factory=Fp8Options)
+    """The FP8 recipe."""
+
+    def __post_init__(self) -> None:
+        if self.kernel not in KERNELS:
+            raise UserError(f"attention.kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
+        if self.fp8_from is not None and self.fp8_from < 1:
+            raise UserError(f"attention.fp8_from must be at least 1 or null, got {self.fp8_from}")
+
+    def check(self, head_size: int, dropout: float) -> None:
+        """:class:`UserError` where FP8 is asked for and the model has what it cannot do."""
+        if self.kernel != "fp8":
+            return
+        if head_size > HEAD_SIZES[-1]:
+            raise UserError(f"attention.kernel fp8 computes heads of up to {HEAD_SIZES[-1]}, the model's have {head_size}")
+        if dropout > 0:
+            raise UserError(f"attention.kernel fp8 has no dropout: set model.attention_dropout to 0, got {dropout}")
+
+    def in_fp8(self, x: Tensor) -> bool:
+        """Whether tensors [B, L, N, D] like ``x`` are attended to in FP8."""
+        if self.kernel != "auto" or self.fp8_from is None or not x.is_cuda:
+            return self.kernel == "fp8"
+        fits = x.dtype == torch.bfloat16 and x.shape[-1] in HEAD_SIZES and x.shape[1] >= self.fp8_from
+        return fits and torch.cuda.get_device_capability(x.device) == HOPPER
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, options: AttentionOptions) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V of [B, L, N, D] tensors, without dropout.
+
+    ``seen`` bool [B, 1, 1, L]: which tokens may be attended to; those of a sequence stand before its padding. Returns
+    [B, L, N, D]; what it holds at padding differs between the kernels and has no influence.
+    """
+    if options.in_fp8(q):
+        return fp8_attention(q, k, v, Sequences.padded(seen.sum(-1).flatten(), seen.shape[-1]), options.fp8)
+    attended = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=seen)  # type: ignore[misc,arg-type]
+    return attended.transpose(1, 2)
