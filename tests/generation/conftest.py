@@ -14,10 +14,10 @@ from tests.release.making import OPTIONS, make_model, make_tokenizers
 
 @pytest.fixture(scope="session")
 def release_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of 8 pixels, 4x4 codes of 16; texts of at most 16 tokens."""
+    """Pictures of 8 pixels, 4x4 codes of 16; texts of at most 64 tokens."""
     folder = tmp_path_factory.mktemp("generation")
     vocabulary = make_tokenizers(folder / "tokenizers")
-    release.save(make_model(vocabulary, replace(OPTIONS, rows=4)), folder / "tokenizers", folder / "release", (4, 4))
+    release.save(make_model(vocabulary, replace(OPTIONS, text_positions=67)), folder / "tokenizers", folder / "release", (4, 4))
     return folder / "release"
 
 

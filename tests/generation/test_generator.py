@@ -101,8 +101,8 @@ def test_score_is_a_probability_of_the_pair(generator: Generator) -> None:
 def test_mistakes_are_named(generator: Generator, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the text is empty"):
         generator.generate("  ")
-    with pytest.raises(UserError, match=r"the text has \d+ tokens, the model takes 16"):
-        generator.generate("z" * 60)
+    with pytest.raises(UserError, match=r"the text has \d+ tokens, the model takes 64"):
+        generator.generate("z" * 80)
     with pytest.raises(UserError, match="at least 1 picture"):
         generator.generate(TEXT, 0)
     with pytest.raises(UserError, match="has 20x20 pixels, the model's pictures 8x8"):
@@ -110,8 +110,8 @@ def test_mistakes_are_named(generator: Generator, tmp_path: Path) -> None:
     assert generator.edit(picture(0, 20), TEXT, "0,0,4,4", sampling=ONCE, resize=True)[0].pixels.shape == (8, 8, 3)
     with pytest.raises(UserError, match=r"the region must be bool \[8, 8\] and not empty"):
         generator.edit(picture(0), TEXT, np.zeros((8, 8), dtype=bool))
-    with pytest.raises(UserError, match="captions have 1 to 16 tokens"):
-        generator.caption(picture(0), lengths=[17])
+    with pytest.raises(UserError, match="captions have 1 to 64 tokens"):
+        generator.caption(picture(0), lengths=[65])
     (tmp_path / "no.png").write_text("no")
     with pytest.raises(UserError, match="unreadable picture"):
         generator.score(tmp_path / "no.png", TEXT)

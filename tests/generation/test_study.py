@@ -1,0 +1,134 @@
+"""The study: statistics by hand, what prompts say, and a judge that learns what it is told."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gptface_dist.data.folder import ShardFolder
+from gptface_dist.errors import UserError
+from gptface_dist.faces.attributes import draw_attributes
+from gptface_dist.faces.corpus import Recipe, Rendering
+from gptface_dist.generation import Generator
+from gptface_dist.generation.study import report
+from gptface_dist.generation.study.judge import judged, read_faces, train_judge
+from gptface_dist.generation.study.statistics import chance, paired_difference, share
+from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, prompt, random_values, values_of
+
+
+def test_wilson_interval_by_hand() -> None:
+    """Wilson's interval of 15 of 20: 0.531 to 0.888 (as tables and other software give it)."""
+    found = share([[1] * 8 + [0] * 2, [1] * 7 + [0] * 3])
+    assert found.share == 0.75
+    assert (found.low, found.high) == (pytest.approx(0.5313, abs=5e-5), pytest.approx(0.8881, abs=5e-5))
+    assert found.spread == pytest.approx(0.1 / np.sqrt(2))
+    assert found.trials == 20
+    assert share([[1.0] * 10]).high == pytest.approx(1.0)
+    assert share([[0.0] * 10]).low == 0.0
+
+
+def test_intervals_cover_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    covered = [found.low <= 0.3 <= found.high for found in (share([rng.random(60) < 0.3]) for _ in range(2000))]
+    assert 0.93 < np.mean(covered) < 0.975
+
+
+def test_chance_is_the_agreement_of_shuffled_pictures() -> None:
+    rng = np.random.default_rng(1)
+    asked, seen = rng.integers(0, 3, 500).tolist(), rng.choice(3, 500, p=[0.7, 0.2, 0.1]).tolist()
+    shuffled = np.mean([np.mean(np.array(asked) == rng.permutation(seen)) for _ in range(400)])
+    assert chance(asked, seen) == pytest.approx(shuffled, abs=0.003)
+
+
+def test_paired_difference() -> None:
+    rng = np.random.default_rng(2)
+    first = rng.random(300)
+    low, high = paired_difference(first, first + 0.1 + 0.02 * rng.standard_normal(300))
+    assert low < 0.1 < high
+    assert high - low < 0.01, "what pairs share does not widen the interval"
+
+
+def test_prompts_name_all_traits() -> None:
+    values = {"gender": 0, "glasses": 1, "hair": 3, "expression": 3}
+    assert prompt(values) == "An angry woman with red hair, wearing glasses."
+    assert prompt({"gender": 1, "glasses": 0, "hair": 0, "expression": 0}) == "A man with black hair."
+    drawn = [random_values(np.random.default_rng(i)) for i in range(600)]
+    for name, values_of_trait in TRAITS.items():
+        shares = np.bincount([one[name] for one in drawn], minlength=len(values_of_trait)) / 600
+        assert shares == pytest.approx([1 / len(values_of_trait)] * len(values_of_trait), abs=0.07)
+    every = [dict(zip(TRAITS, row, strict=True)) for row in itertools.product(*(range(len(v)) for v in TRAITS.values()))]
+    assert len({prompt(one) for one in every}) == len(every) == 2 * 2 * 5 * 7, "different values, different words"
+
+
+def test_traits_of_attributes() -> None:
+    face = draw_attributes(0, 3).to_json() | {
+        "gender": "male", "glasses": "sunglasses", "hair_color": "white", "expression": "sad", "covering": "none",
+    }  # fmt: skip
+    assert values_of(face, 0.2) == {"gender": 1, "glasses": 1, "hair": 4, "expression": 2}
+    hidden = values_of(face | {"covering": "face mask", "glasses": "none"}, 0.0)
+    assert hidden == {"gender": 1, "glasses": 0, "hair": UNKNOWN, "expression": UNKNOWN}
+
+
+def test_the_judge_learns_and_passes_over_what_is_unknown() -> None:
+    """Pictures whose brightness is the hair, whose colour the gender; the expression is never known."""
+    rng = np.random.default_rng(3)
+    values = [random_values(rng) | {"expression": UNKNOWN} for _ in range(192)]
+    pictures = [
+        (np.full((24, 24, 3), 40 + 40 * one["hair"]) + np.array([30 * one["gender"], 0, 0]) + rng.normal(0, 5, (24, 24, 3)))
+        .clip(0, 255)
+        .astype(np.uint8)
+        for one in values
+    ]
+    judge = train_judge(pictures[:128], values[:128], 20, 0)
+    seen = judged(judge, pictures[128:])
+    for name in ("gender", "hair"):
+        assert np.mean([s[name] == t[name] for s, t in zip(seen, values[128:], strict=True)]) > 0.9
+    again = judged(train_judge(pictures[:128], values[:128], 20, 0), pictures[128:])
+    assert again == seen
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
+    folder = tmp_path_factory.mktemp("faces")
+    for _ in Rendering(folder, 40, Recipe(5, 32)).run():
+        pass
+    return ShardFolder.open(str(folder))
+
+
+def test_the_whole_study_runs(generator: Generator, faces: ShardFolder, tmp_path: Path) -> None:
+    options = report.StudyOptions(prompts=2, edits=2, seeds=2, judge_faces=32, held_out=8, epochs=1, steps=2)
+    calls: dict[str, list[int]] = {}
+
+    def progress(doing: str, total: int):  # type: ignore[no-untyped-def]
+        calls[doing] = [total, 0]
+        return lambda: calls[doing].__setitem__(1, calls[doing][1] + 1)
+
+    found = report.study(generator, faces, options, progress)
+    assert all(total == done for doing, (total, done) in calls.items() if doing != "editing"), calls
+    assert all(one.outside.share == 1 for one in found.edits.values())
+    report.write(found, tmp_path / "study", "gptface study ...")
+    said = (tmp_path / "study" / "study.md").read_text()
+    for mode in found.modes:
+        assert f"| {mode} | " in said
+    assert "| glasses on | " in said
+    with Image.open(tmp_path / "study" / "study.png") as opened:
+        assert min(opened.size) > 8
+
+
+def test_other_shards_are_refused(faces: ShardFolder) -> None:
+    with pytest.raises(UserError, match="holds 40 faces, 41 are needed"):
+        read_faces(faces, 41, 8)
+    with pytest.raises(UserError, match="prompts must be at least 1"):
+        report.StudyOptions(prompts=0)
+
+
+def test_faces_carry_their_mask_and_traits(faces: ShardFolder) -> None:
+    found = read_faces(faces, 5, 32)
+    for number, face in enumerate(found):
+        truth = draw_attributes(5, number)
+        assert face.values["gender"] == int(truth.gender == "male")
+        assert face.labels.shape == face.pixels.shape[:2] == (32, 32)
+        assert face.labels.max() < 19
+    assert read_faces(faces, 1, 8)[0].labels.shape == (8, 8)
