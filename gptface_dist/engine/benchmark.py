@@ -144,8 +144,8 @@ def compare(work: Workload, processes: int, rounds: int, steps: int, progress: C
         way.layout.check(processes, work.model, work.micro_batches // way.layout.dp)
         if work.model.layers % way.layout.pp:
             raise UserError(
-                f"{work.model.layers} layers cannot be divided evenly among {way.layout.pp} stages, and systems divide unevenly "
-                "in different ways: compare them on a model that can"
+                f"{work.model.layers} layers cannot be divided evenly among {way.layout.pp} stages, and systems differ in how "
+                "they divide unevenly: compare them on a model with more or fewer"
             )
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         raise UserError(f"{processes} processes need as many GPUs, there are {torch.cuda.device_count()}")
@@ -177,7 +177,7 @@ def machine(processes: int) -> str:
     """Hardware, versions and how they are used, for the head of a table."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "megatron-core"))
-    used = f"{processes} processes of {threads(processes)} threads"
+    used = f"{processes} processes with {threads(processes)} CPU threads each"
     return f"{hardware()}, {versions}; {device}; {used}, {host.backend()}"
 
 
