@@ -41,8 +41,10 @@ class StreamedGPTFace(GPTFace):
 
     @staticmethod
     def reads(options: ModelOptions, vocabulary: Vocabulary) -> int:
-        """Values that a pass over a probe reads: all, and the word embeddings again for text and for images."""
-        return count(options, vocabulary) + 2 * vocabulary.size * options.hidden
+        """Values that a pass over a probe reads: all; the words again for text and for images, the token head for images."""
+        words = vocabulary.size * options.hidden
+        head = options.hidden * (options.hidden + 3) + vocabulary.size
+        return count(options, vocabulary) + 2 * words + head
 
     def token_logits(self, x_MH: Tensor, ids: range) -> Tensor:
         """As the plain model's; the embeddings that it ties are read again."""
