@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gptface_dist.kernels.attention.emulator import TINY
 from gptface_dist.kernels.attention.forward import Launch, columns, resident, resident_vector, rows
@@ -175,13 +176,13 @@ def _dq(
     tl.store(dq + place, dq_sum.to(dq.dtype.element_ty), mask=(rows < length)[:, None])
 
 
-def dk_dv_launch(size: int, specialize: bool) -> Launch:
-    """Of the kernel for dK and dV with heads of ``size``."""
+def dk_dv_launch(specialize: bool) -> Launch:
+    """Of the kernel for dK and dV, for both head sizes."""
     return Launch(queries=TILE // 2, keys=TILE, specialize=specialize)
 
 
-def dq_launch(size: int, specialize: bool) -> Launch:
-    """Of the kernel for dQ with heads of ``size``."""
+def dq_launch(specialize: bool) -> Launch:
+    """Of the kernel for dQ, for both head sizes."""
     return Launch(queries=TILE, keys=TILE // 2, specialize=specialize)
 
 
@@ -197,13 +198,47 @@ class Result:
     """Float32 [H capacity]: upper bound of each row's largest P."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What the kernels of the gradients read of dO."""
+
+    rows: Tensor
+    """[H capacity, D]: what dP is made of, in FP8 with V's scales folded in, or in bf16."""
+    columns: Tensor
+    """FP8 [H D, capacity]: what dV is made of; not filled where the backward pass is in bf16."""
+    scale: Tensor
+    """Float32 [H capacity]: of each row in FP8; not filled where the backward pass is in bf16."""
+    delta: Tensor
+    """Float32 [H capacity]: row sums of dO O, as multiples of the scale where dP is in FP8."""
+    bounds: Tensor
+    """Float32 [B, H, 2]: the largest that dS, and P times the rows' scales, can be."""
+
+
+def prepare(dout: Tensor, x: Quantised, result: Result, tiles: Tiles, kind: str) -> Prepared:
+    """Make the copies of the output's gradient ``dout``, contiguous and of its shape, for the backward pass ``kind``."""
+    out = result.out
+    heads, size = out.shape[-2:]
+    batch, device, capacity = len(tiles.lengths), out.device, tiles.capacity
+    blocks = tiles.tiles * (TILE // ROWS)
+    by_row = torch.empty(heads * capacity, size, dtype=x.v_back.dtype, device=device)
+    by_column = torch.empty(heads * size, capacity, dtype=x.q_rows.dtype, device=device)
+    delta, scale = (torch.empty(heads * capacity, device=device) for _ in range(2))
+    bounds = torch.zeros(batch, heads, blocks, 2, device=device)
+    _prepare[(blocks, heads, batch)](
+        out, dout, result.p_max, tiles.starts, tiles.lengths, tiles.tiled_starts, x.v_scale, x.v_mean, x.v_norm,
+        by_row, by_column, scale, delta, bounds, *strides(out), capacity,
+        BACKWARD=kind, TILE=TILE, **copying_launch(size),
+    )  # fmt: skip
+    return Prepared(by_row, by_column, scale, delta, bounds.amax(2))
+
+
 def backward(
-    dout: Tensor, x: Quantised, result: Result, tiles: Tiles, factor: float, kind: str, specialize: bool
+    do: Prepared, x: Quantised, result: Result, tiles: Tiles, factor: float, kind: str, specialize: bool
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, of the output's shape and dtype, zero beyond the lengths.
 
     Args:
-        dout: the output's gradient, of its shape.
+        do: the output's gradient, prepared for the same ``kind``.
         x: the copies, made for the same ``kind``.
         result: of the forward pass.
         tiles: where the sequences lie.
@@ -213,40 +248,27 @@ def backward(
     """
     out = result.out
     heads, size = out.shape[-2:]
-    batch, device = len(tiles.lengths), out.device
-    rows_of_heads, dout = heads * tiles.capacity, dout.contiguous()
-    dout_rows = torch.empty(rows_of_heads, size, dtype=x.v_back.dtype, device=device)
-    # The bf16 kernels have no use for columns and scales: they are handed something of the right form.
-    dout_columns = torch.empty(heads * size, tiles.capacity, dtype=x.q_rows.dtype, device=device)
-    delta, dout_scale = (torch.empty(rows_of_heads, device=device) for _ in range(2))
-    blocks = tiles.tiles * (TILE // ROWS)
-    bounds = torch.zeros(batch, heads, blocks, 2, device=device)
+    batch, tokens = len(tiles.lengths), tiles.tiles * TILE
     place = (tiles.starts, tiles.lengths, tiles.tiled_starts)
-    _prepare[(blocks, heads, batch)](
-        out, dout, result.p_max, *place, x.v_scale, x.v_mean, x.v_norm,
-        dout_rows, dout_columns, dout_scale, delta, bounds, *strides(out), tiles.capacity,
-        BACKWARD=kind, TILE=TILE, **copying_launch(size),
-    )  # fmt: skip
-    bounds = bounds.amax(2)
-    log2_factor = factor * math.log2(math.e)
+    factors = (factor, factor * math.log2(math.e))
     dq, dk, dv = (torch.zeros_like(out) for _ in range(3))
 
-    def back(copy: Tensor, count: int) -> object:
+    def back(copy: Tensor, count: int) -> TensorDescriptor:
         return rows(copy, count) if kind == "bf16" else columns(copy, size, count)
 
-    launch = dk_dv_launch(size, specialize)
+    launch = dk_dv_launch(specialize)
     m, n = launch.queries, launch.keys
-    _dk_dv[(triton.cdiv(tiles.tiles * TILE, n), heads, batch)](
+    _dk_dv[(triton.cdiv(tokens, n), heads, batch)](
         rows(x.q_rows, m), back(x.q_back, m), x.k_rows, x.v_back,
-        rows(dout_rows, m), columns(dout_columns, size, m), rows(result.lse, m), rows(delta, m), rows(dout_scale, m),
-        dk, dv, *place, x.qk_scale, x.v_scale, bounds, factor, log2_factor, *strides(out), tiles.capacity,
+        rows(do.rows, m), columns(do.columns, size, m), rows(result.lse, m), rows(do.delta, m), rows(do.scale, m),
+        dk, dv, *place, x.qk_scale, x.v_scale, do.bounds, *factors, *strides(out), tiles.capacity,
         BACKWARD=kind, D=size, **launch.arguments(),
     )  # fmt: skip
-    launch = dq_launch(size, specialize)
+    launch = dq_launch(specialize)
     m, n = launch.queries, launch.keys
-    _dq[(triton.cdiv(tiles.tiles * TILE, m), heads, batch)](
-        x.q_rows, rows(x.k_rows, n), back(x.k_back, n), rows(x.v_back, n), dout_rows, result.lse, delta, dout_scale, dq,
-        *place, x.qk_scale, bounds, factor, log2_factor, *strides(out), tiles.capacity,
+    _dq[(triton.cdiv(tokens, m), heads, batch)](
+        x.q_rows, rows(x.k_rows, n), back(x.k_back, n), rows(x.v_back, n), do.rows, result.lse, do.delta, do.scale,
+        dq, *place, x.qk_scale, do.bounds, *factors, *strides(out), tiles.capacity,
         BACKWARD=kind, D=size, **launch.arguments(),
     )  # fmt: skip
     return dq, dk, dv

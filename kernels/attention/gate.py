@@ -114,7 +114,7 @@ def cases(specialize: bool) -> Iterator[Case]:
                 (backward._dk_dv, backward.dk_dv_launch, "dK, dV", "keys"),
                 (backward._dq, backward.dq_launch, "dQ", "queries"),
             ):
-                launch = made(size, specialize)
+                launch = made(specialize)
                 constants = launch.arguments() | {"D": size, "BACKWARD": back}
                 options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
                 outputs = dict.fromkeys(("dk", "dv", "dq"), f"*{_HALF}")

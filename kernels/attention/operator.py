@@ -190,8 +190,9 @@ def _backward(
         from gptface_dist.kernels.attention.quantise import Quantised, Tiles
 
         tiles = Tiles.of(Sequences(lengths, starts, longest), dout.shape[:-2].numel())
-        result = kernels.Result(*saved[:3])
-        return kernels.backward(dout, Quantised(*saved[3:]), result, tiles, factor, backward, specialize)
+        result, x = kernels.Result(*saved[:3]), Quantised(*saved[3:])
+        prepared = kernels.prepare(dout.contiguous(), x, result, tiles, backward)
+        return kernels.backward(prepared, x, result, tiles, factor, backward, specialize)
 
     return _run(launch)
 

@@ -61,9 +61,9 @@ def test_kernels_that_round_nothing_are_exact(backward: str) -> None:
 
     def launch() -> list[Tensor]:
         x = quantise(q, k, v, tiles, True, backward, torch.float32)
-        result = forward(x, tiles, q, factor * math.log2(math.e), False)
-        result_of = backward_kernels.Result(*result)
-        return [result[0], *backward_kernels.backward(dout, x, result_of, tiles, factor, backward, False)]
+        result = backward_kernels.Result(*forward(x, tiles, q, factor * math.log2(math.e), False))
+        prepared = backward_kernels.prepare(dout, x, result, tiles, backward)
+        return [result.out, *backward_kernels.backward(prepared, x, result, tiles, factor, backward, False)]
 
     true = exact(q, k, v, lengths, dout)
     for a, b in zip(operator._run(launch), (true.out, true.dq, true.dk, true.dv), strict=True):
