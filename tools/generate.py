@@ -178,17 +178,24 @@ def _load(release: Path, device: str | None) -> "Generator":
 
 
 def _sampling(base: "Sampling", seed: int, steps: int | None, temperature: float | None, top_k: int | None) -> "Sampling":
-    given = {"steps": steps, "temperature": temperature, "top_k": top_k}
-    return replace(base, seed=seed, **{name: value for name, value in given.items() if value is not None})
+    """``base`` with what was given."""
+    return replace(
+        base,
+        seed=seed,
+        steps=base.steps if steps is None else steps,
+        temperature=base.temperature if temperature is None else temperature,
+        top_k=base.top_k if top_k is None else top_k,
+    )
 
 
 def _guidance(base: "Guidance", classifier_free: float | None, gradient: float | None, rerank: int | None) -> "Guidance":
-    given = {
-        "classifier_free": classifier_free,
-        "gradient": None if gradient is None else replace(base.gradient, strength=gradient),
-        "rerank": rerank,
-    }
-    return replace(base, **{name: value for name, value in given.items() if value is not None})
+    """``base`` with what was given."""
+    return replace(
+        base,
+        gradient=base.gradient if gradient is None else replace(base.gradient, strength=gradient),
+        classifier_free=base.classifier_free if classifier_free is None else classifier_free,
+        rerank=base.rerank if rerank is None else rerank,
+    )
 
 
 @contextmanager

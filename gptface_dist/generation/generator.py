@@ -90,7 +90,7 @@ class Generator:
             raise UserError(f"at least 1 picture must be drawn, not {n}")
         texts = [text] if isinstance(text, str) else list(text)
         nothing, everything = torch.zeros(self._grid, dtype=torch.int64), torch.ones(self._grid, dtype=torch.bool)
-        tasks = []
+        tasks: list[Task] = []
         for words in texts:
             ids = self._encode_text(words)
             tasks += [self._image_task(ids, nothing, everything, len(tasks) + i) for i in range(n)]
@@ -198,7 +198,7 @@ class Generator:
             raise UserError(f"captions have 1 to {self.longest_text} tokens, not {', '.join(map(str, lengths)) or 'none'}")
         codes = torch.from_numpy(self.read(source).codes)
         kept = torch.zeros(self._grid, dtype=torch.bool)
-        tasks = []
+        tasks: list[Task] = []
         for length in lengths:
             blank = torch.zeros(length, dtype=torch.int64)
             for _ in range(n):

@@ -15,6 +15,4 @@ class Noise:
 
     def gumbel(self, *shape: int) -> Tensor:
         """Float32 standard Gumbel noise: the argmax of log-probabilities and it is a draw from the distribution."""
-        # float64, as 1 - u of a float32 can be 1, and the logarithm of its logarithm infinite.
-        uniform = torch.rand(shape, generator=self._generator, dtype=torch.float64)
-        return -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16))).float()
+        return -torch.empty(shape).exponential_(generator=self._generator).log()

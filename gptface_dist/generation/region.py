@@ -105,10 +105,9 @@ def _resized(mask: np.ndarray, size: int) -> np.ndarray:
 
 def grown(chosen: np.ndarray, by: int) -> np.ndarray:
     """The region with a margin of ``by`` pixels around it."""
-    found = chosen
     for _ in range(by):
-        found = np.any(_neighbourhood(np.pad(found, 1)), axis=0)
-    return found
+        chosen = np.stack(_neighbourhood(np.pad(chosen, 1))).any(axis=0)
+    return chosen
 
 
 def tokens_of(chosen: np.ndarray, factor: int) -> np.ndarray:
@@ -129,7 +128,7 @@ def feathered(original: np.ndarray, drawn: np.ndarray, chosen: np.ndarray, width
     weight = np.zeros(chosen.shape)
     for _ in range(width + 1):
         weight += inside
-        inside = np.all(_neighbourhood(np.pad(inside, 1, constant_values=True)), axis=0)
+        inside = np.stack(_neighbourhood(np.pad(inside, 1, constant_values=True))).all(axis=0)
     share = (weight / (width + 1))[..., None]
     mixed = np.rint(share * drawn + (1 - share) * original).astype(np.uint8)
     return np.where(chosen[..., None], mixed, original)

@@ -45,7 +45,7 @@ def measure_edits(
     for number, (kind, (trait, task, where)) in enumerate(kinds.items()):
         fit = [face for face in faces if _fits(face, trait)]
         intended, without, kept, outside = (_empty(seeds) for _ in range(4))
-        strips = []
+        strips: list[np.ndarray] = []
         for seed in range(seeds):
             rng = np.random.default_rng((seed, number))
             for face in (fit[i] for i in rng.permutation(len(fit))[:edits]):

@@ -14,9 +14,9 @@ from gptface_dist.generation.study.traits import TRAITS, Values, prompt, random_
 MODES = {
     "unguided": Guidance(),
     "ITM gradient": Guidance(gradient=Gradient(strength=0.5)),
-    "ITM rerank": Guidance(rerank=8),
+    "ITM rerank": Guidance(rerank=4),
     "classifier-free": Guidance(classifier_free=2.0),
-    "classifier-free + ITM rerank": Guidance(classifier_free=2.0, rerank=8),
+    "classifier-free + ITM rerank": Guidance(classifier_free=2.0, rerank=4),
 }
 """What is compared; the first one is what the others are measured against."""
 PAIR = 2

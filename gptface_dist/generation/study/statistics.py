@@ -29,7 +29,7 @@ class Share:
         return f"{self.share:.1%} ({self.low:.1%} to {self.high:.1%})"
 
 
-def share(by_seed: Sequence[Sequence[float]]) -> Share:
+def share(by_seed: Sequence[Sequence[float] | np.ndarray]) -> Share:
     """Of scores (0 to 1) of independent trials, grouped by seed; at least one in all.
 
     Wilson's interval for the mean as if every score were 0 or 1: a score between them varies less, so it is wide enough.
@@ -49,9 +49,9 @@ def chance(asked: Sequence[int], seen: Sequence[int]) -> float:
     return float(np.dot(np.bincount(asked, minlength=values), np.bincount(seen, minlength=values)) / (len(asked) * len(seen)))
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
     """95 % interval (bootstrap over pairs) of the mean of ``second - first``."""
-    difference = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    difference = second - first
     rng = np.random.default_rng(seed)
     means = difference[rng.integers(len(difference), size=(draws, len(difference)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
