@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,11 +17,12 @@ from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOpt
 from gptface_dist.engine.replicated import Replicated
 from gptface_dist.engine.schedule import Chunks, Turn
 from gptface_dist.layout import Layout
+from gptface_dist.model import specs
 from gptface_dist.model.dropout import Masks
 from gptface_dist.model.names import Parameter, parameters
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.stage import Stage, global_name
-from gptface_dist.model.stage_layer import StageLayer, megatron_config
+from gptface_dist.model.stage_layer import megatron_config
 from gptface_dist.model.stage_words import TiedGradient
 from gptface_dist.sequence import IGNORE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
@@ -67,19 +68,16 @@ class Engine:
         """Called when a step's gradients are complete, before they are clipped and used."""
         self.device = host.device()
         self.table: dict[str, Parameter] = {p.name: p for p in parameters(options, vocabulary)}
-        self._config = megatron_config(options, layout, engine.torch_dtype)
+        self._config = megatron_config(options, layout, engine)
         rank = groups.get_pipeline_model_parallel_rank()
         self.stages = [
-            Stage(options, vocabulary, layout, self._config, layout.chunk(rank, turn)).to(self.device)
+            Stage(options, vocabulary, layout, self._config, engine, layout.chunk(rank, turn)).to(self.device)
             for turn in range(layout.vpp)
         ]
-        for stage in self.stages:
-            for layer in stage.layers.values():
-                cast(StageLayer, layer).set_recompute(engine.recompute)
         self._load(seed)
         self._tied = [stage.tied_gradient(self.device) for stage in self.stages]
         self._gathers = GatherMeter() if layout.zero == 3 else None
-        self.engine = self._shard(optimizer, engine.torch_dtype)
+        self.engine = self._shard(optimizer, engine)
         if engine.dtype != "float32":
             self._load_masters(seed)
         self._turns = [Turn(self.engine, stage, turn, self._config) for turn, stage in enumerate(self.stages)]
@@ -100,7 +98,8 @@ class Engine:
     def _load_masters(self, seed: int) -> None:
         """Give the optimizer's float32 weights the initial values themselves: what was made of the model's is rounded."""
         # The state is read out of an engine, so it cannot be known before the engine is.
-        from gptface_dist.engine.state import WEIGHTS, EngineState
+        from gptface_dist.engine.region import WEIGHTS
+        from gptface_dist.engine.state import EngineState
 
         for region in EngineState(self).regions():
             whole = region.entry.initial(seed)
@@ -108,7 +107,7 @@ class Engine:
             shard = whole if cut is None else cut.shard(whole, region.rank, region.size)
             region.values[WEIGHTS].copy_(shard.flatten()[region.held.start : region.held.stop])
 
-    def _shard(self, optimizer: OptimizerOptions, dtype: torch.dtype) -> Any:
+    def _shard(self, optimizer: OptimizerOptions, engine: EngineOptions) -> Any:
         decayed: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         last_copy = self.layout.pp > 1 and groups.is_pipeline_last_stage(ignore_virtual=True)
@@ -128,14 +127,12 @@ class Engine:
             for kept, decay in ((decayed, optimizer.weight_decay), (others, 0.0))
             if kept
         ]
-        adam: dict[str, Any] = {
-            "lr": optimizer.lr,
-            "betas": (optimizer.beta1, optimizer.beta2),
-            "eps": optimizer.eps,
-        }
+        adam = specs.adamw(engine.optimizer)(
+            param_groups, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps
+        )
         if self.layout.zero == 0:
-            return Replicated(chunks, param_groups, optimizer.clip, **adam)
-        return zero.shard(chunks, torch.optim.AdamW(param_groups, **adam), self.layout, optimizer.clip, dtype)
+            return Replicated(chunks, adam, optimizer.clip)
+        return zero.shard(chunks, adam, self.layout, optimizer.clip, engine.torch_dtype)
 
     def _scale(self, batches: list[Batch[Tensor]]) -> Tensor:
         """Factors float32 [3] that turn this rank's summed losses into its part of the global mean losses."""
@@ -151,12 +148,12 @@ class Engine:
 
     def _run(self, batches: list[Batch[Tensor]], scale: Tensor, forward_only: bool) -> Tensor:
         self.engine.train(not forward_only)
-        masks = [None] * len(batches) if forward_only else self._masks(batches)
+        masks = self._masks(batches, dropping=not forward_only)
         return self._everywhere(schedule.run(self._turns, batches, masks, scale, forward_only))
 
-    def _masks(self, batches: list[Batch[Tensor]]) -> list[Masks | None]:
+    def _masks(self, batches: list[Batch[Tensor]], dropping: bool) -> list[Masks | None]:
         """What dropout drops in a step's micro-batches; sequences are numbered over the global batch, rank by rank."""
-        if self._config.hidden_dropout == self._config.attention_dropout == 0:
+        if not dropping or self._config.hidden_dropout == self._config.attention_dropout == 0:
             return [None] * len(batches)
         size = len(batches[0].matched)
         first = groups.get_data_parallel_rank() * len(batches) * size

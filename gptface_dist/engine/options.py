@@ -37,8 +37,16 @@ class LossWeights:
     """Image-text matching."""
 
 
-DTYPES = ("float32", "bfloat16")
-RECOMPUTE = ("none", "attention", "layer")
+LEGAL = {
+    "dtype": ("float32", "bfloat16"),
+    "recompute": ("none", "attention", "layer"),
+    "spec": ("local", "transformer_engine"),
+    "fp8": ("none", "e4m3", "hybrid"),
+    "fp8_recipe": ("delayed", "tensorwise", "blockwise", "mxfp8"),
+    "norm": ("torch", "apex"),
+    "optimizer": ("torch", "apex"),
+}
+"""Values of :class:`EngineOptions`."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,19 @@ class EngineOptions:
     """What the backward pass computes again to save memory: ``none``; ``attention``, which is what lies between queries, keys,
     values and the projection; or whole layers (``layer``), of which the input alone is kept."""
 
+    spec: str = "local"
+    """Who makes linear layers: megatron-core (``local``), or ``transformer_engine`` where that package is installed."""
+    fp8: str = "none"
+    """Transformer Engine's FP8 format: ``e4m3``, or ``hybrid``, which takes e5m2 for gradients; ``none`` for no FP8."""
+    fp8_recipe: str = "delayed"
+    """Transformer Engine's way of scaling to FP8: ``delayed``, ``tensorwise``, ``blockwise`` or ``mxfp8``."""
+    norm: str = "torch"
+    """Who makes norms: ``torch``, or NVIDIA's ``apex`` where that is installed."""
+    optimizer: str = "torch"
+    """Who makes AdamW: ``torch``, or NVIDIA's ``apex`` where that is installed."""
+
     def __post_init__(self) -> None:
-        for name, legal in (("dtype", DTYPES), ("recompute", RECOMPUTE)):
+        for name, legal in LEGAL.items():
             if getattr(self, name) not in legal:
                 raise UserError(f"engine.{name} must be one of {', '.join(legal)}, got {getattr(self, name)!r}")
 

@@ -31,6 +31,7 @@ from gptface_dist.data.stream import Block, Delivered, Origin
 from gptface_dist.data.tokens import TokenSample
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.layout import ZERO_STAGES, Layout
+from gptface_dist.model import specs
 from gptface_dist.model.dropout import Masks
 from gptface_dist.model.names import initialise, parameters
 from gptface_dist.model.options import ModelOptions
@@ -236,6 +237,7 @@ def prove(cases: list[Case], out: Path) -> list[Found]:
     """Compare every case, the smallest worlds first, in processes that are spawned once; results also go to ``out``."""
     out.unlink(missing_ok=True)
     for case in cases:
+        specs.check(case.engine, case.model, case.layout)
         case.layout.check(case.layout.world, case.model, case.micro_batches // case.layout.dp)
     ports = {world: free_port() for world in {case.layout.world for case in cases}}
     turn = multiprocessing.get_context("spawn").Barrier(max(ports))

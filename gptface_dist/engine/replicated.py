@@ -23,13 +23,12 @@ class Replicated:
 
     Args:
         module: called as this object is called.
-        groups: ``params`` and options of AdamW, as torch takes them; together all parameters of the module.
+        optimizer: AdamW of all of the module's parameters; it is given their float32 weights in their place.
         clip: largest norm of the whole gradient; 0 does not clip.
-        adam: options of AdamW.
         bucket: largest number of gradients added over replicas at a time.
     """
 
-    def __init__(self, module: nn.Module, param_groups: list[dict[str, Any]], clip: float, bucket: int = BUCKET, **adam: Any):
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, clip: float, bucket: int = BUCKET):
         self.module, self.clip = module, clip
         self.masters: dict[nn.Parameter, Tensor] = {}
         """Parameter -> the float32 weights that the optimizer updates: the parameter itself where it is float32."""
@@ -42,9 +41,9 @@ class Replicated:
             self.masters[parameter] = parameter if exact else parameter.detach().float()
             parameter.register_post_accumulate_grad_hook(self._collect)
         self._make_buckets(bucket)
-        self.optimizer = torch.optim.AdamW(
-            [group | {"params": [self.masters[p] for p in group["params"]]} for group in param_groups], **adam
-        )
+        self.optimizer = optimizer
+        for group in optimizer.param_groups:
+            group["params"] = [self.masters[p] for p in group["params"]]
 
     def __call__(self, *inputs: Any) -> Any:
         """The module's forward pass."""

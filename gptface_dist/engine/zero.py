@@ -22,7 +22,9 @@ def shard(chunks: nn.Module, adam: torch.optim.Optimizer, layout: Layout, clip: 
     if layout.gathering == "per_step":
         zero |= {"stage3_param_persistence_threshold": PER_STEP, "stage3_model_persistence_threshold": PER_STEP}
     else:
-        zero |= {"stage3_param_persistence_threshold": 0}
+        # Every use gathers, and nothing is kept for the next: DeepSpeed would keep and fetch ahead by the order in which
+        # modules ran before, which under a pipeline does not hold.
+        zero |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
     if layout.zero == 3:
         bridges.scope_trace_check(groups.get_data_parallel_group())
     with warnings.catch_warnings(), bridges.one_optimizer():
@@ -45,6 +47,8 @@ def shard(chunks: nn.Module, adam: torch.optim.Optimizer, layout: Layout, clip: 
             },
             mpu=_Groups(),
         )
+    if layout.gathering == "per_step":
+        bridges.keep_persistent(engine)
     return engine
 
 

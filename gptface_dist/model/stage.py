@@ -5,7 +5,7 @@ weights. Hidden states travel as [L, B, H] (megatron's order; [L / tp, B, H] und
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,9 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from gptface_dist.engine.options import EngineOptions
 from gptface_dist.layout import Layout
+from gptface_dist.model import specs
 from gptface_dist.model.dropout import EMBEDDINGS, Masks
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.plain import MatchHead
@@ -78,11 +80,21 @@ class Stage(nn.Module):
         vocabulary: the joint ids.
         layout: of the run.
         config: :func:`megatron_config`.
+        engine: how steps are computed.
         chunk: which chunk, 0 = first in the model.
     """
 
-    def __init__(self, options: ModelOptions, vocabulary: Vocabulary, layout: Layout, config: TransformerConfig, chunk: int):
+    def __init__(
+        self,
+        options: ModelOptions,
+        vocabulary: Vocabulary,
+        layout: Layout,
+        config: TransformerConfig,
+        engine: EngineOptions,
+        chunk: int,
+    ):
         super().__init__()
+        self._config = config
         self.options, self.vocabulary, self.layout = options, vocabulary, layout
         self.first, self.last = chunk == 0, chunk == layout.chunks - 1
         dtype, words = config.params_dtype, WordRange(vocabulary, layout)
@@ -90,12 +102,14 @@ class Stage(nn.Module):
             self.embeddings = StageEmbeddings(options, words, dtype)
         # Layers are built by their global number: this config tells megatron of no pipeline, so it adds no offset.
         alone = replace(config, pipeline_model_parallel_size=1, virtual_pipeline_model_parallel_size=None)
-        spec = layer_spec(options, alone)
+        spec = layer_spec(options, alone, engine)
         self.layers = nn.ModuleDict(
             {str(i): StageLayer(alone, spec.submodules, layer_number=i + 1) for i in layout.layers_of(chunk, options.layers)}
         )
+        for layer in self.layers.values():
+            cast(StageLayer, layer).set_recompute(engine.recompute)
         if self.last:
-            self.final_norm = SharedNorm(config, options.hidden, options.norm_eps)
+            self.final_norm = SharedNorm(config, options.hidden, options.norm_eps, specs.norm(engine.norm))
             self.token_head = TokenFeatures(options, dtype)
             weight = (
                 self.embeddings.word.weight
@@ -140,8 +154,9 @@ class Stage(nn.Module):
             x = self._received
         length = batch.tokens.shape[1]
         seen = (torch.arange(length, device=x.device) < batch.lengths.unsqueeze(1))[:, None, None, :]
-        for layer in self.layers.values():
-            x = layer(x, seen, masks)
+        with specs.precision(self._config):
+            for layer in self.layers.values():
+                x = layer(x, seen, masks)
         if not self.last:
             return x
         return self._logits(x, batch) if scale is None else self._losses(x, batch, scale)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state as groups
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, copy_to_tensor_model_parallel_region
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -17,13 +17,16 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gptface_dist.engine.options import EngineOptions
 from gptface_dist.layout import Layout
+from gptface_dist.model import specs
 from gptface_dist.model.dropout import ATTENTION, FEED_FORWARD, Masks, attend
 from gptface_dist.model.options import ModelOptions
 
 
-def megatron_config(options: ModelOptions, layout: Layout, dtype: torch.dtype) -> TransformerConfig:
+def megatron_config(options: ModelOptions, layout: Layout, engine: EngineOptions) -> TransformerConfig:
     """What megatron-core is told of the model and layout; everything that needs CUDA or fuses away exactness is off."""
+    dtype = engine.torch_dtype
     return TransformerConfig(
         num_layers=options.layers,
         hidden_size=options.hidden,
@@ -54,6 +57,7 @@ def megatron_config(options: ModelOptions, layout: Layout, dtype: torch.dtype) -
         batch_p2p_comm=torch.cuda.is_available(),
         # Our losses are divided by global counts already.
         calculate_per_token_loss=True,
+        **specs.megatron_options(engine),
     )
 
 
@@ -63,8 +67,17 @@ class SharedNorm(nn.Module):
     pass, before the engine shards them.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, partial: bool | None = None, **_: Any):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        hidden_size: int,
+        eps: float,
+        normalise: specs.Norm,
+        partial: bool | None = None,
+        **_: Any,
+    ):
         super().__init__()
+        self.normalise = normalise
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         self.bias = nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
         self.eps = eps
@@ -75,23 +88,25 @@ class SharedNorm(nn.Module):
         weight, bias = self.weight, self.bias
         if self.partial:
             weight, bias = copy_to_tensor_model_parallel_region(weight), copy_to_tensor_model_parallel_region(bias)
-        return F.layer_norm(x, self.weight.shape, weight, bias, self.eps)
+        return self.normalise(x, weight, bias, self.eps)
 
 
 class HeadNorm(SharedNorm):
     """Norm of queries or keys: every rank has other heads."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: Any):
-        super().__init__(config, hidden_size, eps, partial=True)
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, normalise: specs.Norm, **_: Any):
+        super().__init__(config, hidden_size, eps, normalise, partial=True)
 
 
-class OutputLinear(RowParallelLinear):
-    """Row-parallel linear layer whose bias, added to a part of the sequence, gets the whole sequence's gradient."""
+class SharedBias:
+    """Before a row-parallel linear layer: its bias, added to a part of the sequence, gets the whole sequence's gradient."""
 
-    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+    config: TransformerConfig
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """[L, B, K / tp] -> [L, B, H] ([L / tp, B, H]) and the bias to add."""
-        output, bias = super().forward(input_)
-        if bias is not None and self.sequence_parallel:
+        output, bias = super().forward(x)  # type: ignore[misc]
+        if bias is not None and self.config.sequence_parallel:
             bias = copy_to_tensor_model_parallel_region(bias)
         return output, bias
 
@@ -194,26 +209,29 @@ LOCAL_NAMES = {
 """Names inside megatron-core's layer -> names inside the plain one."""
 
 
-def layer_spec(options: ModelOptions, config: TransformerConfig) -> ModuleSpec:
-    """The ``local`` layer: megatron-core's own modules with our norms and attention."""
-    head_norm = HeadNorm if options.qk_norm else IdentityOp
+def layer_spec(options: ModelOptions, config: TransformerConfig, engine: EngineOptions) -> ModuleSpec:
+    """megatron-core's layer with our norms and attention, and the linear layers that ``engine`` names."""
+    column, row = specs.linear_layers(engine.spec)
+    output = type("OutputLinear", (SharedBias, row), {})
+    normalise = {"normalise": specs.norm(engine.norm)}
+    head_norm = ModuleSpec(HeadNorm, params=normalise) if options.qk_norm else IdentityOp
     attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnParallelLinear,
+        linear_qkv=column,
         core_attention=CoreAttention,
-        linear_proj=OutputLinear,
+        linear_proj=output,
         q_layernorm=head_norm,
         k_layernorm=head_norm,
     )
     return ModuleSpec(
         module=StageLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=SharedNorm,
+            input_layernorm=ModuleSpec(SharedNorm, params=normalise),
             self_attention=ModuleSpec(
                 module=SelfAttention, params={"attn_mask_type": AttnMaskType.padding}, submodules=attention
             ),
             self_attn_bda=ModuleSpec(BiasDropoutAdd, params={"place": ATTENTION, "config": config}),
-            pre_mlp_layernorm=SharedNorm,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=OutputLinear)),
+            pre_mlp_layernorm=ModuleSpec(SharedNorm, params=normalise),
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=output)),
             mlp_bda=ModuleSpec(BiasDropoutAdd, params={"place": FEED_FORWARD, "config": config}),
         ),
     )
