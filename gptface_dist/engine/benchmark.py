@@ -177,7 +177,7 @@ def machine(processes: int) -> str:
     """Hardware, versions and how they are used, for the head of a table."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "megatron-core"))
-    used = f"{processes} processes with {threads(processes)} CPU threads each"
+    used = f"processes x CPU threads {processes} x {threads(processes)}"
     return f"{hardware()}, {versions}; {device}; {used}, {host.backend()}"
 
 
@@ -235,6 +235,7 @@ def _built(way: Way, work: Workload) -> Iterator[Step]:
         groups.start(way.layout, work.seed, TIMEOUT_S)
         engine = Engine(work.model, work.vocabulary, way.layout, work.seed, optimizer, LossWeights(), work.engine)
         yield lambda batches: engine.step(batches).loss
+        # Also takes back what ZeRO-3 replaced in torch, so that the next way is not timed with it.
         groups.stop_layout()
     elif way.system == PIPELINE:
         yield Pipeline(work, optimizer, way.layout.pp).step
