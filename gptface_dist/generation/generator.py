@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptface_dist.errors import UserError
 from gptface_dist.generation import presets, region
-from gptface_dist.generation.decode import Task, complete
+from gptface_dist.generation.decode import Drawn, Task, complete
 from gptface_dist.generation.model import match_probabilities
 from gptface_dist.generation.options import Guidance, Sampling
 from gptface_dist.generation.pictures import Picture, read_pixels
@@ -47,7 +47,25 @@ class Generator:
     Between devices, numbers of threads and versions of torch, near ties between two tokens can still turn.
     """
 
-    def __init__(self, model: GPTFace, text: TextTokenizer, image: ImageTokenizer, grid: tuple[int, int]):
+    def __init__(
+        self,
+        model: GPTFace,
+        text: TextTokenizer,
+        image: ImageTokenizer,
+        grid: tuple[int, int],
+        longest_text: int | None = None,
+        dropped_captions: bool = True,
+    ):
+        """Put the parts together.
+
+        Args:
+            model: it.
+            text: the text tokenizer that it was trained with.
+            image: the image tokenizer that it was trained with.
+            grid: rows and columns of image codes that it was trained on.
+            longest_text: tokens of the longest text in training; by default as many as it has positions for.
+            dropped_captions: whether training had images without text; classifier-free guidance is refused otherwise.
+        """
         if grid[0] != grid[1]:
             raise UserError(f"pictures are square, but the model's have {grid[0]}x{grid[1]} codes")
         found, made_for = (text.sha256, image.sha256), (model.vocabulary.text_sha256, model.vocabulary.image_sha256)
@@ -56,6 +74,10 @@ class Generator:
                 raise UserError(f"the model was trained with {name} tokenizer {theirs[:12]}, this one is {ours[:12]}")
         self.model, self._text, self._image, self._grid = model.eval().requires_grad_(False), text, image, grid
         self.vocabulary = model.vocabulary
+        positions = model.options.text_positions - SPECIALS_PER_SEQUENCE
+        self.longest_text = min(positions, longest_text or positions)
+        """Tokens of the longest text that it takes."""
+        self._dropped_captions = dropped_captions
         self.size = grid[0] * image.factor
         """Pixels of a side of its pictures."""
 
@@ -66,13 +88,10 @@ class Generator:
 
     @classmethod
     def of(cls, release: Release) -> "Generator":
-        """Of a release that has been loaded."""
-        return cls(release.model, release.text, release.image, release.config.grid)
-
-    @property
-    def longest_text(self) -> int:
-        """Tokens of the longest text that the model takes."""
-        return self.model.options.text_positions - SPECIALS_PER_SEQUENCE
+        """Of a release that has been loaded; what it says of its training limits what can be asked of it."""
+        data = release.config.card.config.get("data", {})
+        longest, dropped = data.get("batch", {}).get("text_length"), data.get("masking", {}).get("drop_share")
+        return cls(release.model, release.text, release.image, release.config.grid, longest, dropped != 0)
 
     def generate(
         self,
@@ -94,7 +113,7 @@ class Generator:
         for words in texts:
             ids = self._encode_text(words)
             tasks += [self._image_task(ids, nothing, everything, len(tasks) + i) for i in range(n)]
-        drawn = complete(self.model, tasks, self.vocabulary.image_range, sampling, guidance, on_step)
+        drawn = self._draw(tasks, sampling, guidance, on_step)
         found = []
         for number, one in enumerate(drawn):
             codes = self._codes(one.sequence.image)
@@ -167,7 +186,7 @@ class Generator:
         tasks = [self._image_task(ids, codes, wanted, number) for number in range(n)]
         options = (preset.sampling if sampling is None else sampling, preset.guidance if guidance is None else guidance)
         found = []
-        for one in complete(self.model, tasks, self.vocabulary.image_range, *options, on_step):
+        for one in self._draw(tasks, *options, on_step):
             after = self._codes(one.sequence.image)
             pixels = region.feathered(before.pixels, self._pixels(after), chosen, feather)
             found.append(Picture(pixels, after.numpy(), text, one.match))
@@ -227,6 +246,14 @@ class Generator:
     def _image_task(self, ids: Tensor, codes: Tensor, wanted: Tensor, number: int) -> Task:
         sequence = compose(self.vocabulary, ids, codes, False, wanted)
         return Task(sequence, compose(self.vocabulary, ids[:0], codes, False, wanted), number)
+
+    def _draw(self, tasks: Sequence[Task], sampling: Sampling, guidance: Guidance, on_step: Callable[[], None]) -> list[Drawn]:
+        if guidance.classifier_free > 0 and not self._dropped_captions:
+            raise UserError(
+                "the model was trained with a text for every image (data.masking.drop_share=0): "
+                "it cannot be guided classifier-free"
+            )
+        return complete(self.model, tasks, self.vocabulary.image_range, sampling, guidance, on_step)
 
     def _codes(self, image: Tensor) -> Tensor:
         return (image - self.vocabulary.image_offset).view(self._grid)

@@ -106,14 +106,14 @@ def _resized(mask: np.ndarray, size: int) -> np.ndarray:
 def grown(chosen: np.ndarray, by: int) -> np.ndarray:
     """The region with a margin of ``by`` pixels around it."""
     for _ in range(by):
-        chosen = np.stack(_neighbourhood(np.pad(chosen, 1))).any(axis=0)
+        chosen = np.logical_or.reduce(_neighbourhood(np.pad(chosen, 1)))
     return chosen
 
 
 def tokens_of(chosen: np.ndarray, factor: int) -> np.ndarray:
     """bool [h, w]: image tokens whose patch of ``factor`` x ``factor`` pixels holds a pixel of the region."""
-    height, width = chosen.shape
-    patches: np.ndarray = chosen.reshape(height // factor, factor, width // factor, factor).any(axis=(1, 3))
+    side = len(chosen) // factor
+    patches: np.ndarray = np.logical_or.reduce(chosen.reshape(side, factor, side, factor), axis=(1, 3))
     return patches
 
 
@@ -128,7 +128,7 @@ def feathered(original: np.ndarray, drawn: np.ndarray, chosen: np.ndarray, width
     weight = np.zeros(chosen.shape)
     for _ in range(width + 1):
         weight += inside
-        inside = np.stack(_neighbourhood(np.pad(inside, 1, constant_values=True))).all(axis=0)
+        inside = np.logical_and.reduce(_neighbourhood(np.pad(inside, 1, constant_values=True)))
     share = (weight / (width + 1))[..., None]
     mixed = np.rint(share * drawn + (1 - share) * original).astype(np.uint8)
     return np.where(chosen[..., None], mixed, original)

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from gptface_dist import release
 from gptface_dist.errors import UserError
 from gptface_dist.generation import Generator, Guidance, Sampling
 from gptface_dist.generation.pictures import Picture
@@ -117,6 +119,19 @@ def test_mistakes_are_named(generator: Generator, tmp_path: Path) -> None:
         generator.score(tmp_path / "no.png", TEXT)
     with pytest.raises(UserError, match="cannot be read"):
         generator.score(tmp_path / "missing.png", TEXT)
+
+
+def test_what_training_did_not_have_is_refused(release_folder: Path) -> None:
+    loaded = release.load(release_folder)
+    data = {"batch": {"text_length": 12}, "masking": {"drop_share": 0.0}}
+    card = replace(loaded.config.card, config={"data": data})
+    limited = Generator.of(replace(loaded, config=replace(loaded.config, card=card)))
+    assert limited.longest_text == 12
+    with pytest.raises(UserError, match="the model takes 12"):
+        limited.generate("z" * 20)
+    with pytest.raises(UserError, match=r"drop_share=0.*cannot be guided classifier-free"):
+        limited.generate(TEXT, guidance=Guidance(classifier_free=1.0))
+    assert len(limited.generate("a", sampling=ONCE)) == 1
 
 
 def test_tokenizers_of_another_model_are_refused(generator: Generator) -> None:
