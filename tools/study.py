@@ -38,6 +38,8 @@ def study(
 
         def begin(doing: str, total: int) -> Callable[[], None]:
             task = progress.add_task(doing, total=total)
+            if progress.disable:  # to a log: where a bar would show, a line for each part
+                print(f"{doing} ({total})", file=sys.stderr, flush=True)
             return lambda: progress.advance(task)
 
         found = report.study(generator, folder, options, begin)

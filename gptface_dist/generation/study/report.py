@@ -1,6 +1,8 @@
 """The whole study: judge, prompts, edits; its numbers as JSON, its tables in Markdown, its pictures on a sheet."""
 
+import datetime
 import json
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -101,7 +103,10 @@ def _ceiling(judge: Judge, truth: list[dict[str, int]], pictures: list[np.ndarra
 def write(found: Study, out: Path, command: str) -> None:
     """Write ``study.md``, ``study.json`` and ``study.png`` into a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    where = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}."
+    where = (
+        f"{datetime.date.today().isoformat()}, {platform.machine()} with {os.cpu_count()} CPU cores, {torch.get_num_threads()} of "
+        f"them used, torch {torch.__version__}."
+    )
     numbers = {
         "command": command,
         "ceiling": {name: asdict(one) for name, one in found.ceiling.items()},
