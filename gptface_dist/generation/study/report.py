@@ -104,8 +104,8 @@ def write(found: Study, out: Path, command: str) -> None:
     """Write ``study.md``, ``study.json`` and ``study.png`` into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     where = (
-        f"{datetime.date.today().isoformat()}, {platform.machine()} with {os.cpu_count()} CPU cores, {torch.get_num_threads()} of "
-        f"them used, torch {torch.__version__}."
+        f"{datetime.date.today().isoformat()}, {platform.machine()} with {os.cpu_count()} CPU cores, "
+        f"{torch.get_num_threads()} used, torch {torch.__version__}."
     )
     numbers = {
         "command": command,
