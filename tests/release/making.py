@@ -64,16 +64,19 @@ def make_checkpoint(
     logits: probe.Logits | None = None,
     dtype: str = "float32",
     stored_as: Callable[[str], str] = lambda name: name,
-    cut: int = 97,
+    cut: int = 499,
+    moments: bool = True,
 ) -> Path:
     """A checkpoint of a run as training writes it, in pieces of at most about ``cut`` elements. Returns its folder.
 
-    ``logits`` are the model's own by default; ``stored_as`` is the table of names that the run had.
+    ``logits`` are the model's own by default; ``stored_as`` is the table of names that the run had, and
+    without ``moments`` the optimizer's state is left out.
     """
     batch = probe.probe_batch(model.vocabulary, GRID, 16)
     recorded = probe.Probe(batch, logits or probe.run(model, batch), dtype)
     pieces = {}
-    kinds = {"weights": model, "moment1": model, "moment2": model} | ({"average": average} if average else {})
+    kinds = {"weights": model} | ({"moment1": model, "moment2": model} if moments else {})
+    kinds |= {"average": average} if average else {}
     for kind, held in kinds.items():
         for name, parameter in held.named_parameters():
             whole = parameter.detach()

@@ -1,7 +1,10 @@
 """Conversion: every parameter of the release is the run's master weight, and what is wrong is refused, leaving nothing."""
 
+import dataclasses
+import hashlib
 import itertools
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -36,8 +39,7 @@ def run(tokenizers: Path, vocabulary: Vocabulary, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("cut", [7, 97, 10**6])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "cut"), [("gelu", 23), ("swiglu", 499), ("qk_norm", 10**6)])
 def test_every_parameter_is_the_master_weight(
     tokenizers: Path, vocabulary: Vocabulary, tmp_path: Path, variant: str, cut: int
 ) -> None:
@@ -94,7 +96,13 @@ def test_a_wrong_entry_in_the_table_of_names_is_refused(tokenizers: Path, vocabu
     model, found = make_model(vocabulary), 0
     for number, (one, other) in enumerate(pairs(vocabulary)):
         swapped = {one: other, other: one}
-        make_checkpoint(tmp_path / str(number), model, tokenizers, stored_as=lambda name, table=swapped: table.get(name, name))
+        make_checkpoint(
+            tmp_path / str(number),
+            model,
+            tokenizers,
+            stored_as=lambda name, table=swapped: table.get(name, name),
+            moments=False,
+        )
         with pytest.raises(UserError, match="the plain model's logits are not those of the training run") as error:
             convert(tmp_path / str(number), tmp_path / "release", FLOAT32)
         assert "\n" not in str(error.value)
@@ -131,7 +139,7 @@ def test_other_logits_are_refused_beyond_the_tolerance(
     tolerance = module.TOLERANCES[dtype]
     for number, (factor, accepted) in enumerate([(0.9, True), (1.1, False), (float("nan"), False)]):
         wrong = probe.Logits(own.text, own.image, own.match * (1 + factor * tolerance))
-        make_checkpoint(tmp_path / str(number), model, tokenizers, logits=wrong, dtype=dtype)
+        make_checkpoint(tmp_path / str(number), model, tokenizers, logits=wrong, dtype=dtype, moments=False)
         if accepted:
             card = convert(tmp_path / str(number), tmp_path / "accepted", FLOAT32)
             assert card.parity["match"] == pytest.approx(0.9 * tolerance, rel=0.1)
@@ -255,31 +263,28 @@ def test_progress_adds_up(run: Path, tmp_path: Path) -> None:
 
 
 def test_memory_is_that_of_two_tensors(tokenizers: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
-    """The largest tensor is 67 MB, the weights 270 MB, the checkpoint three times that; imports alone take about 280 MB."""
-    import dataclasses
-
+    """The largest tensor is 67 MB, the weights 270 MB, the imports alone about 280 MB."""
     options = dataclasses.replace(OPTIONS, layers=1, hidden=2048, heads=8, ffn=8192, init_std=0.02)
-    make_checkpoint(tmp_path / "run", make_model(vocabulary, options), tokenizers, cut=2**20)
+    make_checkpoint(tmp_path / "run", make_model(vocabulary, options), tokenizers, cut=2**20, moments=False)
     program = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from gptface_dist.release.convert import ConvertOptions, convert
 convert(Path(sys.argv[1]), Path(sys.argv[2]), ConvertOptions(sys.argv[3]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not ru_maxrss, which begins at what the process was before it became this program.
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
 """
     largest = 4 * 2048 * 8192
     for dtype in ("float32", "bfloat16"):
         command = [sys.executable, "-c", program, str(tmp_path / "run"), str(tmp_path / dtype), dtype]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert int(done.stdout) < 2 * largest + 500_000_000
+        peak = int(done.stdout)
+        assert 250_000_000 + largest < peak < 2 * largest + 500_000_000
     assert len(Weights(tmp_path / "float32").files) == 1
 
 
 def test_metadata_runs_no_code(run: Path, tmp_path: Path) -> None:
     """DCP's metadata is a pickle: one that asks for anything else than DCP's classes is refused."""
-    import hashlib
-    import pickle
-
     folder, mark = run / "checkpoints" / "step-00000200", tmp_path / "ran"
 
     class Trap:
