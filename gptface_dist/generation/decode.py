@@ -40,8 +40,6 @@ class Drawn:
     """With its tokens in place."""
     match: float
     """p(match) of image and text."""
-    log_probability: float
-    """Mean log-probability, under the distribution it was drawn from, of the tokens as they were committed."""
 
 
 def still_masked(step: int, steps: int, before: int, total: int) -> int:
@@ -94,40 +92,48 @@ def _decode(
     places = [hidden[row].nonzero()[:, 0] for row in range(len(tasks))]
     rows.tokens[hidden] = mask_id
     free = _Free(tasks, device) if options.classifier_free > 0 else None
-    sure = [0.0] * len(tasks)
     for step in range(1, sampling.steps + 1):
-        if not hidden.any():
-            break
         own = logits = logits_of(model, rows, hidden, ids)
         if free is not None:
             logits = logits + options.classifier_free * (own - free.logits(model, rows, hidden, ids))
         if options.gradient.strength > 0:
             logits = logits + pull(model, rows, hidden, own, ids, options.gradient)
-        start = 0
-        for row in range(len(tasks)):
-            at = hidden[row, places[row]]
-            count = int(at.sum())
-            part = logits[start : start + count]
-            start += count
-            # Noise is drawn for all wanted tokens at every step, so that a token's noise does not hang on the others' order.
-            total = len(places[row])
-            drawing, deciding = noises[row].gumbel(total, len(ids)).to(device), noises[row].gumbel(total).to(device)
-            if not count:
-                continue
-            drawn, log_p = draw(part, drawing[at], sampling)
-            left = still_masked(step, sampling.steps, count, total)
-            confidence = log_p + sampling.confidence_noise * (1 - step / sampling.steps) * deciding[at]
-            kept = confidence.argsort(descending=True, stable=True)[: count - left]
-            where = places[row][at][kept]
-            rows.tokens[row, where] = drawn[kept] + ids.start
+        counts = [int(hidden[row, place].sum()) for row, place in enumerate(places)]
+        for row, part in enumerate(logits.split(counts)):
+            masked = hidden[row, places[row]]
+            kept, tokens = commit(part, masked, noises[row], step, sampling)
+            where = places[row][masked.nonzero()[:, 0][kept]]
+            rows.tokens[row, where] = tokens + ids.start
             hidden[row, where] = False
-            sure[row] += float(log_p[kept].sum())
+        if not hidden.any():
+            break
     finished = [task.sequence.completed(rows.tokens[row, places[row]].cpu()) for row, task in enumerate(tasks)]
-    matches = match_probabilities(model, finished)
-    return [
-        Drawn(one, match, total / max(1, len(place)))
-        for one, match, total, place in zip(finished, matches, sure, places, strict=True)
-    ]
+    return [Drawn(*both) for both in zip(finished, match_probabilities(model, finished), strict=True)]
+
+
+def commit(logits: Tensor, masked: Tensor, noise: Noise, step: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Draw a token for each masked place of one sequence and choose which to keep.
+
+    Args:
+        logits: float32 [M, K] of the places that are still masked.
+        masked: bool [N]: which of the wanted places those are.
+        noise: the sample's.
+        step: 1 .. steps.
+        sampling: the law.
+
+    Returns int64 [C] places to commit, as numbers among the masked ones, and int64 [C] their tokens, 0 .. K - 1.
+    """
+    total, count = len(masked), len(logits)
+    # For all wanted places at every step, so that a place's noise does not hang on what was committed before.
+    drawing, deciding = noise.gumbel(total, logits.shape[-1]), noise.gumbel(total)
+    if not count:
+        return masked.new_zeros(0, dtype=torch.int64), masked.new_zeros(0, dtype=torch.int64)
+    tokens, log_p = draw(logits, drawing.to(logits.device)[masked], sampling)
+    weight = sampling.confidence_noise * (1 - step / sampling.steps)
+    confidence = log_p + weight * deciding.to(logits.device)[masked]
+    left = still_masked(step, sampling.steps, count, total)
+    kept = confidence.argsort(descending=True, stable=True)[: count - left]
+    return kept, tokens[kept]
 
 
 def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
