@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help install lint types test quickstart check clean
+.PHONY: help install lint types test check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,21 +35,47 @@ types: $(INSTALLED)  ## types: mypy
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/pytest -n 2 --dist loadfile
 
-# Faces to render, how many to hold out of the image tokenizer's training, its steps, and where it all goes.
+# The quickstart's sizes, layout and folder.
 COUNT ?= 4000
 HELD_OUT ?= 256
-STEPS ?= 1000
+TOKENIZER_STEPS ?= 1000
+STEPS ?= 400
+LAYOUT ?= layout.pp=2 layout.zero=3
 OUT ?= out
+DATA = data.tokenizers=$(OUT)/tokenizers "data.sources=[{path: $(OUT)/tokens}]"
+HELD = "evaluation.sources=[{path: $(OUT)/held_out_tokens}]"
 
-quickstart: $(INSTALLED)  ## from nothing to batches of tokens: render, train tokenizers, tokenize, look; resumes where it stopped
+.PHONY: quickstart data model pictures
+quickstart: data model pictures  ## from nothing to generated faces and a report; resumes where it stopped
+	$(BIN)/gptface report $(OUT)/run $(OUT)/report.html --title "GPTFace quickstart" \
+	  --section "Rendered faces=$(OUT)/faces.png" --section "Reconstructions=$(OUT)/tokenizers/image/sheet.png" \
+	  --section "Generated faces=$(OUT)/generated.png" --section "Prompts, a row each, and p(match)=$(OUT)/generated.txt" \
+	  --section "Edits: before, after each=$(OUT)/edits.png" --section "Edits=$(OUT)/edits.txt" \
+	  --section "Captions of the face before=$(OUT)/captions.txt"
+
+data: $(INSTALLED)  ## render faces, train both tokenizers, tokenize, verify
 	$(BIN)/gptface faces render $(OUT)/faces --count $(COUNT) --size 64 --seed 0
+	$(BIN)/gptface faces render $(OUT)/held_out --count $(HELD_OUT) --size 64 --seed 1
 	$(BIN)/gptface faces sheet $(OUT)/faces $(OUT)/faces.png
-	test -f $(OUT)/tokenizers/text.model || $(BIN)/gptface tokenizer text $(OUT)/faces $(OUT)/tokenizers/text.model --size 384
-	$(BIN)/gptface tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset tiny --size 64 --steps $(STEPS) --held-out $(HELD_OUT) --precision bf16
+	test -f $(OUT)/tokenizers/text.model || $(BIN)/gptface tokenizer text $(OUT)/faces $(OUT)/tokenizers/text.model --kind bpe --size 640
+	$(BIN)/gptface tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset tiny --size 64 --steps $(TOKENIZER_STEPS) --held-out $(HELD_OUT) --precision bf16
 	$(BIN)/gptface tokenizer join $(OUT)/tokenizers
 	$(BIN)/gptface data tokenize $(OUT)/faces $(OUT)/tokens --tokenizers $(OUT)/tokenizers --size 64 --workers 2
+	$(BIN)/gptface data tokenize $(OUT)/held_out $(OUT)/held_out_tokens --tokenizers $(OUT)/tokenizers --size 64
 	$(BIN)/gptface data verify $(OUT)/tokens --tokenizers $(OUT)/tokenizers
-	$(BIN)/gptface data batch configs/tiny.yaml data.tokenizers=$(OUT)/tokenizers "data.sources=[{path: $(OUT)/tokens}]"
+
+model: data  ## train the tiny model, convert it to a release
+	$(BIN)/gptface train configs/tiny.yaml $(DATA) $(HELD) run.folder=$(OUT)/run run.steps=$(STEPS) $(LAYOUT)
+	test -d $(OUT)/release || $(BIN)/gptface convert $(OUT)/run $(OUT)/release
+
+PROMPTS = --text "a smiling woman with blond hair" --text "a man with black hair and glasses" --text "an angry man with a beard" --text "a surprised woman with red hair"
+
+pictures: model  ## generate, edit and caption with the release
+	$(BIN)/gptface generate $(OUT)/release $(OUT)/generated.png $(PROMPTS) -n 4 --rerank 4 > $(OUT)/generated.txt
+	tar -xOf $(OUT)/held_out/00000.tar 000000000.png > $(OUT)/face.png
+	$(BIN)/gptface edit $(OUT)/release $(OUT)/edited.png --image $(OUT)/face.png --strip $(OUT)/edits.png \
+	  --region eyes --text "a face with glasses" --region hair --text "a face with red hair" > $(OUT)/edits.txt
+	$(BIN)/gptface caption $(OUT)/release $(OUT)/face.png -n 3 > $(OUT)/captions.txt
 
 check: lint types test  ## lint, types and tests
 

@@ -10,6 +10,7 @@ from gptface_dist.data.loader import Deal
 from gptface_dist.data.options import DataConfig
 from gptface_dist.data.training import open_sources, read_vocabulary
 from gptface_dist.errors import UserError
+from gptface_dist.model import specs
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
@@ -23,6 +24,7 @@ def check(config: Config, world: int) -> Vocabulary:
     data = config.data
     deal = Deal(data.global_batch, data.micro_batch, data.order.block, 0, max(1, config.layout.dp))
     config.layout.check(world, config.model, deal.micro_batches, data.batch.multiple_of)
+    specs.check(config.engine, config.model, config.layout)
     vocabulary = read_vocabulary(data)
     _, grid = open_sources(data, vocabulary)
     check_fit(config.model, data.batch, grid)

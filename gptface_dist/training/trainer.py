@@ -63,7 +63,7 @@ class Trainer:
             for hook in self.hooks:
                 ending.callback(hook.close, self)
                 hook.start(self)
-            self.engine.before_update = self._meter.mark
+            self.engine.before_update, self.engine.steps = self._meter.mark, self.state.step
             steps = self._loader.steps(self.state.position)
             while self.state.step < self.config.run.steps and not self.stopped_by:
                 for hook in self.hooks:
@@ -77,6 +77,7 @@ class Trainer:
                 result = self.engine.step(batches)
                 check_finite(self.state.step, result)
                 record = {"loss": result.loss, **loss_metrics(result.sums), "norm": result.norm, "lr": lr}
+                record["gathered_bytes"] = result.gathered_bytes
                 record |= self._meter.end(batches, result.sums, self._data_group)
                 record |= {"bad_samples": self._loader.bad, "skipped_samples": self._loader.skipped}
                 self.state = replace(
