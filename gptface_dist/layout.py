@@ -42,6 +42,7 @@ class Layout:
     def __str__(self) -> str:
         parts = [f"DP{self.dp}", f"TP{self.tp}", f"PP{self.pp}"]
         parts += [f"VPP{self.vpp}"] * (self.vpp > 1) + ["SP"] * self.sp + [f"ZeRO-{self.zero}" if self.zero else "no ZeRO"]
+        parts[-1] += " gathered once a step" * (self.gathering == "per_step")
         return " x ".join(parts)
 
     def layers_of(self, chunk: int, layers: int) -> range:

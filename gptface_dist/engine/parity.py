@@ -169,10 +169,17 @@ def compare(case: Case) -> Found:
 
     from gptface_dist.engine.engine import Engine
     from gptface_dist.engine.gradients import GradientReader
+    from gptface_dist.engine.region import WEIGHTS
+    from gptface_dist.engine.state import EngineState
 
     # A large eps: AdamW would turn rounding noise in vanishing gradients into whole steps, and compare that.
     optimizer = OptimizerOptions(eps=1e-4)
     engine = Engine(case.model, VOCABULARY, case.layout, case.seed, optimizer, LossWeights(), case.engine)
+    for region in EngineState(engine).regions():
+        whole = region.entry.initial(case.seed)
+        shard = whole if region.entry.cut is None else region.entry.cut.shard(whole, region.rank, region.size)
+        if not torch.equal(shard.flatten()[region.held.start : region.held.stop], region.values[WEIGHTS].cpu()):
+            raise RuntimeError(f"{case}: the optimizer's {region.entry.name} does not begin with its initial value")
     reader = GradientReader(engine)
     found = Found(str(case), tolerance=case.tolerance or TOLERANCE[case.engine.dtype])
     rank, each = groups.get_data_parallel_rank(), case.micro_batches // case.layout.dp

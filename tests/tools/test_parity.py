@@ -1,0 +1,38 @@
+"""`gptface parity`, as a user calls it."""
+
+import pytest
+from typer.testing import CliRunner
+
+from gptface_dist.errors import UserError
+from gptface_dist.tools.main import app
+
+runner = CliRunner()
+
+
+def test_one_process_without_zero_equals_the_plain_model() -> None:
+    result = runner.invoke(app, ["parity", "--zero", "0", "--steps", "1", "--dropout", "0.1", "--recompute", "layer"])
+    assert result.exit_code == 0, result.output
+    assert "equal within 1e-05" in result.output
+
+
+def test_a_difference_is_a_status() -> None:
+    result = runner.invoke(app, ["parity", "--zero", "0", "--steps", "1", "--dtype", "bfloat16", "--tolerance", "1e-6"])
+    assert result.exit_code == 1
+    assert "DIFFERENT within 1e-06" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tp", "3"], "model.heads 4 is not a multiple of tp 3"),
+        (["--zero", "4"], r"zero must be one of \(0, 1, 2, 3\), got 4"),
+        (["--dtype", "float16"], "engine.dtype must be one of float32, bfloat16, got 'float16'"),
+        (["--recompute", "all"], "engine.recompute must be one of none, attention, layer"),
+        (["--dropout", "1"], "model.hidden_dropout must be at least 0 and below 1"),
+    ],
+)
+def test_mistakes_are_refused(arguments: list[str], message: str) -> None:
+    result = runner.invoke(app, ["parity", *arguments])
+    assert isinstance(result.exception, UserError)
+    with pytest.raises(UserError, match=message):
+        raise result.exception
