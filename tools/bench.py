@@ -1,5 +1,6 @@
 """``gptface bench``: speed and memory, as ratios to a named baseline in the same run."""
 
+import itertools
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,8 +80,13 @@ def train(
     console.print(benchmark.machine(processes), highlight=False)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=benchmark.parts(processes, rounds), completed=-1)
-        found = benchmark.compare(work, processes, rounds, steps, lambda what: bar.update(task, advance=1, description=what))
+        task = bar.add_task("starting", total=benchmark.parts(processes, rounds))
+        begun = itertools.count()
+
+        def show(what: str) -> None:
+            bar.update(task, completed=next(begun), description=what)
+
+        found = benchmark.compare(work, processes, rounds, steps, show)
     if not found.timings:
         table = Table("way", *(f"loss of step {step + 1}" for step in range(benchmark.WARM_UP)))
         for way, losses in found.losses.items():
@@ -90,8 +96,8 @@ def train(
         raise typer.Exit(1)
     amounts = _amounts(work, range(benchmark.WARM_UP, benchmark.WARM_UP + steps), processes)
     for baseline in dict.fromkeys(timing.baseline for timing in found.timings):
-        headings = ("way", "ms a step", "min", "max", "speed ratio", "min", "max", *amounts)
-        table = Table(*headings, title=f"against {baseline}")
+        headings = ("way", "ms", "min", "max", "ratio", "min", "max", *amounts)
+        table = Table(*headings, title=f"milliseconds a step, and speed as a ratio to {baseline}")
         for timing in found.timings:
             if timing.baseline == baseline:
                 row = [f"{1000 * f(timing.seconds):.0f}" for f in (statistics.median, min, max)]
@@ -102,6 +108,166 @@ def train(
     shape = f"{count(options, work.vocabulary) / 1e6:.2f} M parameters, {micro_batches} micro-batches of {size} sequences"
     console.print(f"{model}: {shape}, {dtype}; losses of the first steps agree to {found.difference:.1e}", highlight=False)
     console.print(f"medians over {rounds} rounds of {steps} steps, each way in turn", highlight=False)
+
+
+@app.command()
+def checkpoint(
+    model: Annotated[Path, typer.Option(help="Size and form of the model.")] = Path("configs/models/base.yaml"),
+    tokenizers: Annotated[
+        Path | None, typer.Option(help="Folder of tokenizers: then conversion is measured too.", show_default=False)
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder on the disk to measure; a temporary one by default.", show_default=False)
+    ] = None,
+    dp: Annotated[int, typer.Option(min=1, help="Data-parallel processes.")] = 1,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel processes.")] = 1,
+    zero: Annotated[int, typer.Option(min=0, help="Stage of ZeRO: 1, 2 or 3.")] = 1,
+    dtype: Annotated[str, typer.Option(help="Of weights: float32 or bfloat16.")] = "float32",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; every way is measured once in each.")] = 3,
+) -> None:
+    """Saving, loading and converting, as ratios to DeepSpeed's save_checkpoint, load_checkpoint and zero_to_fp32.
+
+    Both write the same engine's state. A ratio of seconds below 1 is faster than DeepSpeed, of memory below 1 is less.
+    """
+    import tempfile
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+
+    from gptface_dist.checkpoint import benchmark
+    from gptface_dist.config import load
+    from gptface_dist.engine.benchmark import machine
+    from gptface_dist.engine.options import EngineOptions
+    from gptface_dist.layout import Layout
+    from gptface_dist.model.names import count
+    from gptface_dist.model.options import ModelOptions
+    from gptface_dist.tokenizers.vocabulary import VOCABULARY_NAME, Vocabulary
+
+    options = load(ModelOptions, model, [])
+    # Without tokenizers, a made-up vocabulary of usual size.
+    words = Vocabulary(8192, 1024, "a" * 64, "b" * 64) if tokenizers is None else Vocabulary.load(tokenizers / VOCABULARY_NAME)
+    task = benchmark.Task(options, words, Layout(dp=dp, tp=tp, zero=zero), EngineOptions(dtype), tokenizers)
+    console = Console()
+    console.print(machine(task.layout.world), highlight=False)
+    numbers = count(options, words)
+    console.print(
+        f"{model}: {numbers / 1e6:.1f} M parameters, {12 * numbers / 1e9:.2f} GB of weights and moments, {task.layout}, {dtype}"
+    )
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as space,
+        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
+    ):
+        shown = bar.add_task("starting", total=benchmark.parts(task, rounds))
+        found = benchmark.compare(task, Path(space), rounds, lambda what: bar.update(shown, advance=1, description=what))
+    table = Table("", "way", "s", "min", "max", "ratio", "MB more memory", "ratio", "GB on disk")
+    for one in found:
+        theirs = next(other for other in found if (other.what, other.way) == (one.what, benchmark.THEIRS))
+        seconds = [f"{f(one.seconds):.2f}" for f in (statistics.median, min, max)]
+        ratio = statistics.median(a / b for a, b in zip(one.seconds, theirs.seconds, strict=True))
+        more = f"{max(one.memory) / max(1, max(theirs.memory)):.2f}"
+        table.add_row(
+            one.what, one.way, *seconds, f"{ratio:.2f}", f"{max(one.memory) / 1e6:.0f}", more, f"{one.written / 1e9:.2f}"
+        )
+    console.print(table)
+    console.print(
+        f"medians over {rounds} rounds, each way in turn; memory is the largest of all rounds and processes", highlight=False
+    )
+
+
+@app.command()
+def attention(
+    tokens: Annotated[list[int] | None, typer.Option(min=1, help="Tokens of a sequence; repeat for several.")] = None,
+    size: Annotated[list[int] | None, typer.Option(min=1, max=128, help="Head size; repeat for several.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 30,
+    specialize: Annotated[bool, typer.Option(help="Time the warp-specialised kernels too.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw TFLOP/s over tokens here (PNG, SVG).", dir_okay=False)] = None,
+) -> None:
+    """TFLOP/s of FP8 attention beside PyTorch's in bf16 on this GPU, with errors against float64.
+
+    FP8 rows count the making of FP8 copies in; "quantised before" rows leave it out.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from gptface_dist.kernels.attention import benchmark, curves
+
+    console, device = Console(), benchmark.require_gpu()
+    timer = benchmark.cuda_timer(rounds)
+    bandwidth, bf16, fp8 = benchmark.ceilings(timer, device)
+    console.print(benchmark.hardware(device), highlight=False)
+    console.print(f"copy {bandwidth:,.0f} GB/s; products bf16 {bf16:.0f}, FP8 {fp8:.0f} TFLOP/s", highlight=False)
+    speeds = []
+    for width in size or benchmark.SIZES:
+        for length in tokens or benchmark.TOKENS:
+            shape = benchmark.Shape.usual(length, width)
+            headings = (
+                "way",
+                "forward ms",
+                "TFLOP/s",
+                "of peak",
+                "backward ms",
+                "TFLOP/s",
+                "of peak",
+                "error O",
+                "error dQ dK dV",
+            )
+            table = Table(*headings, title=f"{shape.batch} x {length} tokens, {shape.heads} heads of {width}")
+            for found in benchmark.compare(shape, timer, device, specialize):
+                if isinstance(found, str):
+                    console.print(f"not timed: {found}", highlight=False)
+                    continue
+                speeds.append(found)
+                peak = fp8 if found.way.startswith("fp8") else bf16
+                row = []
+                for milliseconds, passes in ((found.forward, 2), (found.backward, 5)):
+                    rate = shape.teraflops(milliseconds, passes)
+                    row += [f"{milliseconds:.3f}", f"{rate:.0f}", f"{rate / peak:.0%}"]
+                errors = ("" if error is None else f"{error:.4f}" for error in (found.out_error, found.gradient_error))
+                table.add_row(found.way, *row, *errors)
+            console.print(table)
+    for backward in ("fp8", "mixed", "bf16"):
+        crossover = benchmark.crossover(speeds, backward)
+        words = "never" if crossover is None else f"from {crossover} tokens: attention.fp8_from={crossover}"
+        console.print(f"FP8 with backward {backward} faster than PyTorch's best: {words}", highlight=False)
+    console.print(f"random data, medians of {rounds} calls with an empty cache", highlight=False)
+    if plot is not None:
+        curves.draw(speeds, plot)
+
+
+@app.command()
+def loss(
+    rows: Annotated[int, typer.Option(min=1, help="Masked tokens.")] = 4096,
+    columns: Annotated[int, typer.Option(min=2, help="Ids.")] = 16384,
+    hidden: Annotated[int, typer.Option(min=1, help="Width of the features.")] = 768,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    chunk: Annotated[list[int] | None, typer.Option(min=1, help="Rows at a time; repeat for several.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
+) -> None:
+    """Time and memory of the chunked output loss and its gradients, as ratios to logits that are there as a whole."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gptface_dist.errors import UserError
+    from gptface_dist.kernels.loss import benchmark
+
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"--dtype must be float32 or bfloat16, got {dtype!r}")
+    console = Console()
+    work = benchmark.Work(rows, columns, hidden, dtype, tuple(chunk or (256, 1024)))
+    with console.status("") as status:
+        costs = benchmark.compare(work, rounds, status.update)
+    base = costs[0]
+    table = Table("way", "ms", "ratio", "MiB beyond inputs", "ratio", "error of the weight gradient")
+    for cost in costs:
+        time, memory = (
+            f"{a / b:.2f}" if b else "" for a, b in ((cost.milliseconds, base.milliseconds), (cost.mebibytes, base.mebibytes))
+        )
+        table.add_row(cost.way, f"{cost.milliseconds:.0f}", time, f"{cost.mebibytes:.0f}", memory, f"{cost.difference:.1e}")
+    console.print(table)
+    console.print(f"{benchmark.hardware()}; {rows} rows, {columns} ids, width {hidden}, {dtype}", highlight=False)
+    console.print(f"medians of {rounds} rounds forward and backward, each way in a process of its own", highlight=False)
 
 
 def _amounts(work: "Workload", steps: range, processes: int) -> dict[str, tuple[float, str]]:
