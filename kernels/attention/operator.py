@@ -97,7 +97,7 @@ def _emulate(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, factor: floa
     return torch.zeros_like(q).index_put((rows,), found[seen])
 
 
-def _run(function: Callable[[], T]) -> T:
+def launched(function: Callable[[], T]) -> T:
     """Call a function that launches kernels: with repairs where they are interpreted, and with memory for descriptors
     that warp-specialised kernels make (the allocator holds for this call only).
     """
@@ -144,7 +144,7 @@ def _forward(
         result = forward(x, tiles, q, factor * math.log2(math.e), specialize)
         return cast(_Saved, (*result, *x.tensors()))
 
-    return _run(launch)
+    return launched(launch)
 
 
 @_forward.register_fake
@@ -194,7 +194,7 @@ def _backward(
         prepared = kernels.prepare(dout.contiguous(), x, result, tiles, backward)
         return kernels.backward(prepared, x, result, tiles, factor, backward, specialize)
 
-    return _run(launch)
+    return launched(launch)
 
 
 @_backward.register_fake
