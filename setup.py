@@ -61,7 +61,10 @@ setup(
             "megatron-core>=0.16.1,<0.17",
             "triton==3.7.1",
         ],
+        # gptface_dist/release/huggingface.py: AutoConfig and AutoModel.
+        "hf": ["transformers>=5.23,<6"],
         "dev": [
+            "transformers>=5.23,<6",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "hypothesis>=6.100,<7",
