@@ -127,16 +127,22 @@ class Reader(FileSystemReader):
         for name, places in wanted.items():
             with (Path(self.path) / name).open("rb") as file:
                 for start in sorted(places):
-                    file.seek(start)
-                    # torch.load begins where the file stands, but looks for the archive's directory at the file's end.
-                    saved = io.BytesIO(file.read(self.storage_data[places[start][0].storage_index].length))
-                    piece = torch.load(saved, map_location="cpu", weights_only=True)
+                    stored = self.storage_data[places[start][0].storage_index]
+                    piece = _piece(file, stored.offset, stored.length)
                     for item in places[start]:
                         part = narrow_tensor_by_index(piece, item.storage_offsets, item.lengths)
                         planner.resolve_tensor(item).detach().copy_(part)
+                    # The next one is read into other memory.
+                    del piece, part
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+
+def _piece(file: BinaryIO, offset: int, length: int) -> Tensor:
+    file.seek(offset)
+    # torch.load looks for an archive's directory at the end of the file.
+    return cast(Tensor, torch.load(io.BytesIO(file.read(length)), map_location="cpu", weights_only=True))
 
 
 class SavePieces(DefaultSavePlanner):

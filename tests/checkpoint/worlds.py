@@ -1,13 +1,17 @@
 """Training jobs of any world size in processes that are spawned once: each job takes the first of them."""
 
 import contextlib
+import errno
 import json
+import multiprocessing
 import os
+import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -15,8 +19,13 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from gptface_dist.checkpoint.folder import name_of
+from gptface_dist.checkpoint.load import damage, load
 from gptface_dist.checkpoint.manifest import Manifest
+from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
+from gptface_dist.checkpoint.save import Content, save
+from gptface_dist.checkpoint.storage import HashedFile
+from gptface_dist.checkpoint.together import Failed, Ranks
 from gptface_dist.engine import parity
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
@@ -31,24 +40,26 @@ PROBE = probe_batch(VOCABULARY, parity.GRID, 20, 2)
 
 @dataclass(frozen=True)
 class Job:
-    """Train some steps and save."""
+    """Train some steps on a layout and save."""
 
     layout: Layout
-    """On this layout."""
+    """The layout."""
     out: str
     """Its ``checkpoints`` folder."""
     first: int = 0
     """Steps done before."""
-    steps: int = 10
-    """Steps to do; there is a checkpoint after them."""
+    saves: tuple[int, ...] = (10,)
+    """Steps at which it is saved; the last ends the job."""
     start: str = ""
-    """Folder of the checkpoint to go on from."""
+    """Another job's ``checkpoints``, to go on from its checkpoint of step ``first``."""
     model: ModelOptions = MODEL
     """What is trained."""
     dtype: str = "float32"
     """Of weights in the forward pass."""
     average: bool = False
     """Whether a running average is kept."""
+    full: int = -1
+    """Rank whose disk is full at the first attempt of each save."""
 
 
 def record(job: Job, step: int, updates: int) -> RunRecord:
@@ -60,69 +71,92 @@ def run(job: Job) -> list[float]:
     """One job on this rank, whose world exists. Returns the losses."""
     from megatron.core import parallel_state
 
-    from gptface_dist.checkpoint.load import damage, load
-    from gptface_dist.checkpoint.pieces import collect
-    from gptface_dist.checkpoint.save import Content, save
-    from gptface_dist.checkpoint.together import Ranks
-    from gptface_dist.engine import probe
     from gptface_dist.engine.engine import Engine
     from gptface_dist.engine.state import EngineState
 
-    # A seed of its own: what is not loaded is wrong.
-    seed = 0 if not job.start else 1
-    engine = Engine(
-        job.model, VOCABULARY, job.layout, seed, OptimizerOptions(eps=1e-4), LossWeights(), EngineOptions(job.dtype)
-    )
+    # Another seed: what is not loaded is wrong.
+    seed = 1 if job.start else 0
+    optimizer = OptimizerOptions(eps=1e-4)
+    engine = Engine(job.model, VOCABULARY, job.layout, seed, optimizer, LossWeights(), EngineOptions(job.dtype))
     state, ranks = EngineState(engine, job.average), Ranks.of_world()
     if job.start:
-        assert damage(Path(job.start), ranks) == ""
-        assert load(Path(job.start), state, ranks).step == job.first
+        source = Path(job.start, name_of(job.first))
+        assert damage(source, ranks) == ""
+        assert load(source, state, ranks).step == job.first
     rank, losses = parallel_state.get_data_parallel_rank(), []
-    case = Case(job.layout, job.model, micro_batches=4)
+    case = Case(job.layout, job.model, micro_batches=2)
     each = case.micro_batches // job.layout.dp
-    for step in range(job.first, job.first + job.steps):
-        losses.append(engine.step(parity.batches(case, step)[rank * each : (rank + 1) * each]).loss)
-        if job.average:
-            state.update_average(DECAY)
-    done = job.first + job.steps
-    # A bucket of a few rows: every kind of piece.
-    pieces = collect(state.regions(), written=True, bucket=100)
-    answer = Probe(PROBE, probe.run(engine, PROBE), job.dtype).content()
-    save(Path(job.out), Content(pieces, record(job, done, state.updates), {PROBE_NAME: answer}), ranks)
+    for step in range(job.first, job.saves[-1] + 1):
+        if step in job.saves:
+            _save(job, step, engine, state, ranks)
+        if step < job.saves[-1]:
+            losses.append(engine.step(parity.batches(case, step)[rank * each : (rank + 1) * each]).loss)
+            if job.average:
+                state.update_average(DECAY)
     return losses
 
 
-def work(rank: int, jobs: list[Job], folder: str) -> None:
-    """One spawned process."""
+def _save(job: Job, step: int, engine: Any, state: Any, ranks: Ranks) -> None:
+    from gptface_dist.engine import probe
+
+    # A bucket of a few rows: every kind of piece.
+    pieces = collect(state.regions(), written=True, bucket=100)
+    answer = Probe(PROBE, probe.run(engine, PROBE), job.dtype).content()
+    content = Content(pieces, record(job, step, state.updates), {PROBE_NAME: answer})
+    if job.full >= 0:
+        write = HashedFile.write
+        if ranks.rank == job.full:
+            HashedFile.write = _full  # type: ignore[method-assign]
+        with pytest.raises(Failed, match=f"^rank {job.full}: No space left on device$"):
+            save(Path(job.out), content, ranks)
+        HashedFile.write = write  # type: ignore[method-assign]
+        # On any rank: rank 0 has cleared it away.
+        assert not any(Path(job.out).iterdir())
+    save(Path(job.out), content, ranks)
+
+
+def _full(file: HashedFile, data: memoryview) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def work(rank: int, jobs: list[Job], processes: int, port: int, folder: str, turn: Any) -> None:
+    """One spawned process. ``turn`` is a barrier: who has no part in a job waits without taking time from the others."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         from gptface_dist.engine import groups
 
+        # One for all worlds: a port that was free when the first began may not be when the last does.
+        store: Any = dist.TCPStore("127.0.0.1", port, processes, rank == 0)
         for number, job in enumerate(jobs):
+            turn.wait()
             if rank >= job.layout.world:
                 continue
-            store: Any = dist.FileStore(f"{folder}/store{number}", job.layout.world)
-            groups.join(Place(rank, job.layout.world, rank), store, 120)
-            groups.start(job.layout, 0, 120)
+            began = time.perf_counter()
+            groups.join(Place(rank, job.layout.world, rank), dist.PrefixStore(str(number), store), 300)
+            groups.start(job.layout, 0, 300)
             losses = run(job)
-            if rank == 0:
-                with Path(folder, "losses.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(losses) + "\n")
             groups.stop_layout()
             groups.stop()
+            if rank == 0:
+                done = {"job": job.out, "losses": losses, "seconds": time.perf_counter() - began}
+                with Path(folder, "done.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(done) + "\n")
+        # Rank 0 serves the store until all are done.
+        turn.wait()
 
 
-def train(jobs: list[Job], folder: Path) -> list[list[float]]:
-    """Run all jobs, in order, and return their losses."""
+def train(jobs: list[Job], folder: Path) -> None:
+    """Run all jobs, in order. What they found is in their checkpoints."""
     processes = max(job.layout.world for job in jobs)
-    start_processes(work, (jobs, str(folder)), nprocs=processes, start_method="spawn")
-    return [json.loads(line) for line in Path(folder, "losses.jsonl").read_text().splitlines()]
+    turn = multiprocessing.get_context("spawn").Barrier(processes)
+    arguments = (jobs, processes, parity.free_port(), str(folder), turn)
+    start_processes(work, arguments, nprocs=processes, start_method="spawn")
 
 
-def tensors(checkpoints: str, step: int) -> dict[str, Tensor]:
+def tensors(checkpoints: Path, step: int) -> dict[str, Tensor]:
     """All tensors of a checkpoint, read by torch's own reader."""
-    folder = Path(checkpoints, name_of(step))
+    folder = checkpoints / name_of(step)
     found = {key: torch.full(entry.shape, torch.nan) for key, entry in Manifest.read(folder).tensors.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

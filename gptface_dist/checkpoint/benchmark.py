@@ -1,0 +1,236 @@
+"""How long saving, loading and converting take and how much memory they need, as ratios to DeepSpeed's own.
+
+Both systems write the state of the same DeepSpeed engine, in the same processes, in turn. Files are read again soon after
+they were written: from the page cache, where memory is large enough.
+"""
+
+import gc
+import multiprocessing
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
+
+from gptface_dist import host
+from gptface_dist.checkpoint import folder
+from gptface_dist.checkpoint.background import Background, staged
+from gptface_dist.checkpoint.load import damage, load
+from gptface_dist.checkpoint.pieces import collect
+from gptface_dist.checkpoint.record import RunRecord
+from gptface_dist.checkpoint.save import Content, save
+from gptface_dist.checkpoint.together import Ranks
+from gptface_dist.config import Config
+from gptface_dist.data.options import DataConfig
+from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
+from gptface_dist.engine.parity import free_port
+from gptface_dist.errors import UserError
+from gptface_dist.layout import Layout
+from gptface_dist.model.options import ModelOptions
+from gptface_dist.place import Place
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+
+OURS, BACKGROUND, THEIRS, FLUSHED = "gptface_dist", "gptface_dist, background", "DeepSpeed", "DeepSpeed, then fsync"
+TAG = "step"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is saved, loaded and converted."""
+
+    model: ModelOptions
+    """The model."""
+    vocabulary: Vocabulary
+    """Its joint ids."""
+    layout: Layout
+    """Processes, and the stage of ZeRO."""
+    engine: EngineOptions
+    """The precision; master weights and moments are float32 in any case."""
+    tokenizers: Path | None
+    """Those of the vocabulary; without them nothing is converted, for a release holds its tokenizers."""
+
+
+@dataclass
+class Measured:
+    """One way of doing one thing."""
+
+    what: str
+    """``save``, ``load`` or ``convert``."""
+    way: str
+    """Whose."""
+    seconds: list[float] = field(default_factory=list)
+    """Of each round; until the slowest process was done."""
+    memory: list[int] = field(default_factory=list)
+    """Largest resident memory beyond that at the beginning, in bytes, of the process that needed most."""
+    written: int = 0
+    """Bytes on disk."""
+
+
+Progress = Callable[[str], None]
+
+
+def compare(task: Task, path: Path, rounds: int, progress: Progress) -> list[Measured]:
+    """Measure everything, each way once a round. ``path`` is an empty folder on the disk in question.
+
+    :class:`UserError` where the layout is none that DeepSpeed can save.
+    """
+    if task.layout.zero == 0:
+        raise UserError("DeepSpeed shards nothing at zero=0: compare at zero 1, 2 or 3")
+    task.layout.check(task.layout.world, task.model, 1)
+    queue: Any = multiprocessing.get_context("spawn").SimpleQueue()
+    measured: dict[tuple[str, str], Measured] = {}
+
+    def drain() -> None:
+        while not queue.empty():
+            what, way, seconds, memory, written = queue.get()
+            progress(f"{what}: {way}")
+            one = measured.setdefault((what, way), Measured(what, way))
+            one.seconds.append(seconds)
+            one.memory.append(memory)
+            one.written = written
+
+    arguments = (free_port(), task, str(path), rounds, queue)
+    context = start_processes(_work, arguments, nprocs=task.layout.world, join=False, start_method="spawn")
+    while not context.join(timeout=0.1):
+        drain()
+    drain()
+    if task.tokenizers is not None:
+        for _ in range(rounds):
+            for way in (OURS, THEIRS):
+                # A process of its own: what the last one left in memory would be used again.
+                start_processes(_convert, (way, task, str(path), queue), nprocs=1, start_method="spawn")
+                drain()
+    return list(measured.values())
+
+
+def parts(task: Task, rounds: int) -> int:
+    """How many parts :func:`compare` reports."""
+    return rounds * (6 if task.tokenizers is None else 8)
+
+
+def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) -> None:
+    """One process of the layout."""
+    world = task.layout.world
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // world)))
+    warnings.filterwarnings("ignore")
+    with host.hushed():
+        from gptface_dist.engine import groups, probe
+        from gptface_dist.engine.engine import Engine
+        from gptface_dist.engine.state import EngineState
+        from gptface_dist.release.probe import PROBE_NAME, Probe, probe_batch
+
+        groups.join(Place(rank, world, rank, port=port), None, 600)
+        groups.start(task.layout, 0, 600)
+        engine = Engine(task.model, task.vocabulary, task.layout, 0, OptimizerOptions(), LossWeights(), task.engine)
+        for region in EngineState(engine).regions():
+            for kind in ("moment1", "moment2"):
+                region.values[kind].uniform_(0, 1e-3)
+        ours, theirs = Path(path, "ours"), Path(path, "theirs")
+        batch = probe_batch(task.vocabulary, (task.model.rows, task.model.columns), task.model.text_positions - 3)
+        answer = Probe(batch, probe.run(engine, batch), task.engine.dtype).content()
+        ranks, background = Ranks.of_world(), Background(Ranks.of_world())
+
+        def content(copied: bool) -> Content:
+            state = EngineState(engine)
+            pieces = collect(state.regions(), written=True)
+            return Content(staged(pieces) if copied else pieces, _record(task, state.updates), {PROBE_NAME: answer})
+
+        def save_in_background() -> None:
+            copy = content(copied=True)
+            background.begin(lambda: save(ours, copy, ranks))
+
+        def read() -> None:
+            found = folder.latest(ours)
+            assert found is not None
+            assert damage(found, ranks) == ""
+            load(found, EngineState(engine), ranks)
+
+        def save_theirs() -> None:
+            engine.engine.save_checkpoint(str(theirs), tag=TAG)
+
+        def read_theirs() -> None:
+            found, _ = engine.engine.load_checkpoint(str(theirs), tag=TAG)
+            assert found is not None, "DeepSpeed loaded nothing"
+
+        def flush() -> None:
+            save_theirs()
+            dist.barrier()
+            for file in sorted(theirs.rglob("*"))[rank::world]:
+                if file.is_file():
+                    folder.sync(file)
+
+        todo: list[tuple[str, str, Callable[[], object], Path]] = [
+            ("save", OURS, lambda: save(ours, content(copied=False), ranks), ours),
+            ("save", THEIRS, save_theirs, theirs),
+            ("save", FLUSHED, flush, theirs),
+            ("save", BACKGROUND, save_in_background, ours),
+            ("load", OURS, read, ours),
+            ("load", THEIRS, read_theirs, theirs),
+        ]
+        for _ in range(rounds):
+            for what, way, act, files in todo:
+                if what == "save" and rank == 0:
+                    shutil.rmtree(files, ignore_errors=True)
+                    # The disk has nothing else to do when the clock starts.
+                    os.sync()
+                dist.barrier()
+                seconds, memory = _measure(act)
+                background.wait()
+                # Everything else is the same on all ranks.
+                worst = torch.tensor([seconds, memory], dtype=torch.float64)
+                dist.all_reduce(worst, dist.ReduceOp.MAX, group=ranks.group)
+                if rank == 0:
+                    written = sum(file.stat().st_size for file in files.rglob("*") if file.is_file())
+                    queue.put((what, way, float(worst[0]), int(worst[1]), written))
+        groups.stop_layout()
+        groups.stop()
+
+
+def _convert(_: int, way: str, task: Task, path: str, queue: Any) -> None:
+    """One process that converts."""
+    warnings.filterwarnings("ignore")
+    with host.hushed():
+        from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_fp32_state_dict
+
+        from gptface_dist.release.convert import ConvertOptions, convert
+
+        out = Path(path, "release")
+        shutil.rmtree(out, ignore_errors=True)
+        if way == OURS:
+            options = ConvertOptions(dtype="float32", tokenizers=task.tokenizers)
+            seconds, memory = _measure(lambda: convert(Path(path, "ours"), out, options))
+        else:
+            theirs = str(Path(path, "theirs"))
+            seconds, memory = _measure(lambda: convert_zero_checkpoint_to_fp32_state_dict(theirs, str(out), tag=TAG))
+        queue.put(("convert", way, seconds, memory, sum(file.stat().st_size for file in out.rglob("*") if file.is_file())))
+
+
+def _record(task: Task, updates: int) -> RunRecord:
+    data = DataConfig(tokenizers=str(task.tokenizers), sources=[])
+    config = asdict(Config(data=data, model=task.model, layout=task.layout, engine=task.engine))
+    return RunRecord(1, updates, {"step": 1, "samples": 0, "tokens": 0, "seconds": 0.0}, config, asdict(task.vocabulary))
+
+
+def _measure(act: Callable[[], object]) -> tuple[float, int]:
+    """Seconds, and the largest resident memory beyond that at the beginning, in bytes."""
+    gc.collect()
+    # Linux: the record of the largest resident memory begins anew.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    began = time.perf_counter()
+    act()
+    seconds = time.perf_counter() - began
+    return seconds, _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    """A line of ``/proc/self/status``, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

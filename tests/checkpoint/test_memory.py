@@ -1,0 +1,46 @@
+"""Saving and loading take the memory of a few pieces, not of the state."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+MEASURE = """
+import gc, json, sys, warnings
+from pathlib import Path
+warnings.filterwarnings("ignore")
+from gptface_dist.checkpoint.benchmark import _measure
+from gptface_dist.checkpoint.pieces import collect
+from gptface_dist.checkpoint.save import Content, save
+from gptface_dist.checkpoint.load import damage, load
+from gptface_dist.checkpoint.together import Ranks
+from gptface_dist.model.names import Parameter
+from tests.checkpoint.small import SmallState, record, tiny, write
+
+run = Path(sys.argv[1])
+write(run / "warm", tiny(0.0), 1)
+# Rows that no piece is a multiple of; 70 MB a tensor, 3 tensors.
+state = SmallState(1.0, parameters=(Parameter("matrix", (3001, 5861), None, None, None, True),))
+saving = _measure(lambda: save(run / "out", Content(collect(state.regions(), written=True), record(1), {}), Ranks()))[1]
+out = run / "out" / "step-00000001"
+loading = _measure(lambda: (damage(out, Ranks()), load(out, state, Ranks())))[1]
+print(json.dumps([saving, loading]))
+"""
+
+
+def test_a_few_pieces(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    saving, loading = json.loads(done.stdout.splitlines()[-1])
+    # Pieces are of 16 MiB, the state is of 211 MB.
+    print(saving, loading)
+    assert saving < 3 * 2**24
+    assert loading < 3 * 2**24
