@@ -141,7 +141,7 @@ def compare(shape: Shape, timer: Timer, device: torch.device, specialize: bool) 
         def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend = backend) -> Tensor:
             with sdpa_kernel(backend):
                 heads_first = (x.transpose(1, 2) for x in (q, k, v))
-                attended: Tensor = F.scaled_dot_product_attention(*heads_first)  # type: ignore[call-arg,misc,arg-type]
+                attended: Tensor = F.scaled_dot_product_attention(*heads_first)  # type: ignore[arg-type]
             return attended.transpose(1, 2)
 
         way = f"sdpa {backend.name.removesuffix('_ATTENTION').lower()}"

@@ -90,9 +90,8 @@ def test_the_loss_is_measured_right() -> None:
 
 
 def test_bench_loss_prints_ratios() -> None:
-    result = runner.invoke(
-        app, ["bench", "loss", "--rows", "64", "--columns", "50", "--hidden", "16", "--chunk", "16", "--rounds", "1"]
-    )
+    small = ["--rows", "64", "--columns", "50", "--hidden", "16", "--chunk", "16", "--rounds", "1"]
+    result = runner.invoke(app, ["bench", "loss", *small])
     assert result.exit_code == 0, result.output
     assert "whole logits" in result.output
     assert "chunks of 16" in result.output
