@@ -229,7 +229,7 @@ def attention(
             console.print(table)
     for backward in ("fp8", "mixed", "bf16"):
         crossover = benchmark.crossover(speeds, backward)
-        words = "never" if crossover is None else f"from {crossover} tokens: attention.fp8_from={crossover}"
+        words = "never" if crossover is None else f"from {crossover} tokens: engine.attention.fp8_from={crossover}"
         console.print(f"FP8 with backward {backward} faster than PyTorch's best: {words}", highlight=False)
     console.print(f"random data, medians of {rounds} calls with an empty cache", highlight=False)
     if plot is not None:

@@ -1,10 +1,11 @@
 """Options of the engine, readable where neither DeepSpeed nor megatron-core is installed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from gptface_dist.errors import UserError
+from gptface_dist.model.attention import AttentionOptions
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class EngineOptions:
     """Who makes norms: ``torch``, or NVIDIA's ``apex`` where that is installed."""
     optimizer: str = "torch"
     """Who makes AdamW: ``torch``, or NVIDIA's ``apex`` where that is installed."""
+
+    attention: AttentionOptions = field(default_factory=AttentionOptions)
+    """Which attention runs; its FP8 is ours, apart from Transformer Engine's linear layers."""
 
     def __post_init__(self) -> None:
         for name, legal in LEGAL.items():

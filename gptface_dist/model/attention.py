@@ -31,18 +31,18 @@ class AttentionOptions:
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
-            raise UserError(f"attention.kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
+            raise UserError(f"engine.attention.kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
         if self.fp8_from is not None and self.fp8_from < 1:
-            raise UserError(f"attention.fp8_from must be at least 1 or null, got {self.fp8_from}")
+            raise UserError(f"engine.attention.fp8_from must be at least 1 or null, got {self.fp8_from}")
 
     def check(self, head_size: int, dropout: float) -> None:
         """:class:`UserError` where FP8 is asked for and the model has what it cannot do."""
         if self.kernel != "fp8":
             return
         if head_size > HEAD_SIZES[-1]:
-            raise UserError(f"attention.kernel fp8 computes heads of up to {HEAD_SIZES[-1]}, the model's have {head_size}")
+            raise UserError(f"engine.attention.kernel fp8 has heads of up to {HEAD_SIZES[-1]}, the model of {head_size}")
         if dropout > 0:
-            raise UserError(f"attention.kernel fp8 has no dropout: set model.attention_dropout to 0, got {dropout}")
+            raise UserError(f"engine.attention.kernel fp8 has no dropout: set model.attention_dropout to 0, got {dropout}")
 
     def in_fp8(self, x: Tensor) -> bool:
         """Whether tensors [B, L, N, D] like ``x`` are attended to in FP8."""

@@ -35,6 +35,7 @@ Norm = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 def check(engine: EngineOptions, model: ModelOptions, layout: Layout) -> None:
     """Refuse what this machine cannot do, before any process group exists."""
+    engine.attention.check(model.head_size, model.attention_dropout)
     found = list(_missing(engine)) + list(_unfit(engine, model, layout))
     if found:
         raise UserError("; ".join(found))

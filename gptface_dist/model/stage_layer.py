@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from gptface_dist.engine.options import EngineOptions
 from gptface_dist.layout import Layout
 from gptface_dist.model import specs
+from gptface_dist.model.attention import AttentionOptions
+from gptface_dist.model.attention import attend as attend_undropped
 from gptface_dist.model.dropout import ATTENTION, FEED_FORWARD, Masks, attend
 from gptface_dist.model.options import ModelOptions
 
@@ -122,9 +124,9 @@ def again_in_backward(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 class CoreAttention(nn.Module):
     """Bidirectional attention of this rank's heads; padding is not attended to."""
 
-    def __init__(self, config: TransformerConfig, **_: Any):
+    def __init__(self, config: TransformerConfig, options: AttentionOptions, **_: Any):
         super().__init__()
-        self.chance = config.attention_dropout
+        self.options, self.chance = options, config.attention_dropout
         self.masks: Masks | None = None
         """What dropout drops in the present micro-batch; None drops nothing."""
         self.recompute = False
@@ -137,12 +139,12 @@ class CoreAttention(nn.Module):
         return self._attend(query, key, value, attention_mask, self.masks)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor, masks: Masks | None) -> Tensor:
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         if masks is None or self.chance == 0:
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        else:
-            first = groups.get_tensor_model_parallel_rank() * q.shape[1]
-            attended = attend(q, k, v, seen, self.chance, masks, first)
+            q, k, v = (x.transpose(0, 1) for x in (query, key, value))
+            return attend_undropped(q, k, v, seen, self.options).transpose(0, 1).flatten(2)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        first = groups.get_tensor_model_parallel_rank() * q.shape[1]
+        attended = attend(q, k, v, seen, self.chance, masks, first)
         return attended.permute(2, 0, 1, 3).flatten(2)
 
 
@@ -217,7 +219,7 @@ def layer_spec(options: ModelOptions, config: TransformerConfig, engine: EngineO
     head_norm = ModuleSpec(HeadNorm, params=normalise) if options.qk_norm else IdentityOp
     attention = SelfAttentionSubmodules(
         linear_qkv=column,
-        core_attention=CoreAttention,
+        core_attention=ModuleSpec(CoreAttention, params={"options": engine.attention}),
         linear_proj=output,
         q_layernorm=head_norm,
         k_layernorm=head_norm,

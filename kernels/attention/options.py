@@ -37,7 +37,7 @@ class Fp8Options:
 
     def __post_init__(self) -> None:
         if self.backward not in BACKWARDS:
-            raise UserError(f"attention.backward must be one of {', '.join(BACKWARDS)}, got {self.backward!r}")
+            raise UserError(f"engine.attention.fp8.backward must be one of {', '.join(BACKWARDS)}, got {self.backward!r}")
 
 
 @dataclass(frozen=True)

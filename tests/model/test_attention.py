@@ -28,7 +28,7 @@ def test_kernels_compute_the_same_but_for_rounding() -> None:
     [
         ({"kernel": "flash"}, 64, 0.0, "auto, sdpa, fp8, got 'flash'"),
         ({"fp8_from": 0}, 64, 0.0, "at least 1 or null, got 0"),
-        ({"kernel": "fp8"}, 192, 0.0, "up to 128, the model's have 192"),
+        ({"kernel": "fp8"}, 192, 0.0, "up to 128, the model of 192"),
         ({"kernel": "fp8"}, 64, 0.1, "attention_dropout to 0, got 0.1"),
     ],
 )
