@@ -38,7 +38,7 @@ test: $(INSTALLED)  ## the whole test suite
 # The quickstart's sizes, layout and folder.
 COUNT ?= 4000
 HELD_OUT ?= 256
-TOKENIZER_STEPS ?= 1000
+TOKENIZER_STEPS ?= 600
 STEPS ?= 400
 LAYOUT ?= layout.pp=2 layout.zero=3
 OUT ?= out
@@ -58,7 +58,7 @@ data: $(INSTALLED)  ## render faces, train both tokenizers, tokenize, verify
 	$(BIN)/gptface faces render $(OUT)/held_out --count $(HELD_OUT) --size 64 --seed 1
 	$(BIN)/gptface faces sheet $(OUT)/faces $(OUT)/faces.png
 	test -f $(OUT)/tokenizers/text.model || $(BIN)/gptface tokenizer text $(OUT)/faces $(OUT)/tokenizers/text.model --kind bpe --size 640
-	$(BIN)/gptface tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset tiny --size 64 --steps $(TOKENIZER_STEPS) --held-out $(HELD_OUT) --precision bf16
+	$(BIN)/gptface tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset tiny --size 64 --codes 64 --steps $(TOKENIZER_STEPS) --held-out $(HELD_OUT) --precision bf16
 	$(BIN)/gptface tokenizer join $(OUT)/tokenizers
 	$(BIN)/gptface data tokenize $(OUT)/faces $(OUT)/tokens --tokenizers $(OUT)/tokenizers --size 64 --workers 2
 	$(BIN)/gptface data tokenize $(OUT)/held_out $(OUT)/held_out_tokens --tokenizers $(OUT)/tokenizers --size 64
