@@ -1,12 +1,14 @@
 """Starting and ending the process groups of a layout."""
 
 import datetime
+import gc
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
+from torch.distributed import distributed_c10d
 
 from gptface_dist import host
 from gptface_dist.layout import Layout
@@ -38,11 +40,17 @@ def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
 
 
 def stop_layout() -> None:
-    """End the groups of a layout; the world stays."""
+    """End the groups of a layout, whose engine is no longer used; the world stays."""
     parallel_state.destroy_model_parallel()
     # ZeRO-3 replaces this function for the whole process. With it, gradients arrive in another order; should only some
     # ranks of a later layout have it, ZeRO-1 and -2, which reduce in the order of arrival, would mix parameters up.
     torch.nn.functional.linear = torch._C._nn.linear
+    # megatron-core forgets its groups without ending them. There are some forty, gloo gives each its threads, and an engine
+    # that is garbage keeps them all.
+    gc.collect()
+    for group in list(distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            deepspeed.comm.destroy_process_group(group)
 
 
 def data() -> dist.ProcessGroup:

@@ -36,6 +36,7 @@ from gptface_dist.model.dropout import Masks
 from gptface_dist.model.names import initialise, parameters
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.place import Place
 from gptface_dist.sequence import IGNORE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
@@ -201,10 +202,7 @@ def compare(case: Case) -> Found:
 
 
 def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_s: float = 300) -> None:
-    """One process of a world: all its cases; rank 0 writes the worst of all ranks after each case."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    """One process, for all cases of a world size; rank 0 writes the worst of all ranks after each case."""
     # DeepSpeed and megatron-core greet on import, eight times over; these processes have nothing else to say.
     warnings.filterwarnings("ignore")
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -212,6 +210,7 @@ def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_
 
         del engine  # Imported for what it imports: DeepSpeed collects garbage with each engine, which may skip all that.
         gc.freeze()
+        Place(rank, world, rank, port=port).export()
         for case in cases:
             groups.start(case.layout, case.seed, timeout_s=timeout_s)
             mine = compare(case)
