@@ -199,6 +199,11 @@ class Engine:
         with torch.no_grad():
             return self._run(batches, torch.zeros(3, device=self.device), forward_only=True)
 
+    def close(self) -> None:
+        """No longer used: DeepSpeed's hooks on gradients, which keep engine and process groups alive, are taken away."""
+        if self.layout.zero:
+            self.engine.destroy()
+
     def set_lr(self, lr: float) -> None:
         """Learning rate of the following steps."""
         for group in self.engine.optimizer.param_groups:

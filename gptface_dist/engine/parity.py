@@ -198,6 +198,7 @@ def compare(case: Case) -> Found:
             found.compared += 1
             if not error <= found.gradient:
                 found.gradient, found.worst = error, f"{entry.name} at step {step}"
+    engine.close()
     return found
 
 

@@ -93,6 +93,7 @@ def run(job: Job) -> list[float]:
             losses.append(engine.step(parity.batches(case, step)[rank * each : (rank + 1) * each]).loss)
             if job.average:
                 state.update_average(DECAY)
+    engine.close()
     return losses
 
 
