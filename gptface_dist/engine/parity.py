@@ -10,7 +10,6 @@ import gc
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import socket
 import warnings
@@ -204,6 +203,7 @@ def compare(case: Case) -> Found:
 
 def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_s: float = 300) -> None:
     """One process, for all cases of a world size; rank 0 writes the worst of all ranks after each case."""
+    torch.set_num_threads(1)
     # DeepSpeed and megatron-core greet on import, eight times over; these processes have nothing else to say.
     warnings.filterwarnings("ignore")
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -228,27 +228,18 @@ def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_
         groups.stop()
 
 
-def work_in_turn(rank: int, ports: dict[int, int], cases: list[Case], out: str, turn: Any) -> None:
-    """One spawned process: the worlds it is part of, from the smallest on, one after the other (``turn`` is a barrier).
-
-    ``ports`` has one for each world size.
-    """
-    torch.set_num_threads(1)
-    for world, port in sorted(ports.items()):
-        turn.wait()
-        if rank < world:
-            work(rank, world, port, [case for case in cases if case.layout.world == world], out)
-
-
 def prove(cases: list[Case], out: Path) -> list[Found]:
-    """Compare every case, the smallest worlds first, in processes that are spawned once; results also go to ``out``."""
+    """Compare every case, the smallest worlds first; results also go to ``out``.
+
+    Processes are spawned once a world size, not once for all: ZeRO-3 leaves threads behind (:meth:`Engine.close`).
+    """
     out.unlink(missing_ok=True)
     for case in cases:
         specs.check(case.engine, case.model, case.layout)
         case.layout.check(case.layout.world, case.model, case.micro_batches // case.layout.dp)
-    ports = {world: free_port() for world in {case.layout.world for case in cases}}
-    turn = multiprocessing.get_context("spawn").Barrier(max(ports))
-    start_processes(work_in_turn, (ports, cases, str(out), turn), nprocs=max(ports), start_method="spawn")
+    for world in sorted({case.layout.world for case in cases}):
+        mine = [case for case in cases if case.layout.world == world]
+        start_processes(work, (world, free_port(), mine, str(out)), nprocs=world, start_method="spawn")
     return [Found(**json.loads(line)) for line in out.read_text(encoding="utf-8").splitlines()]
 
 

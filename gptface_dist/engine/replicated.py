@@ -36,10 +36,11 @@ class Replicated:
         """Parameter -> its gradient, a float32 view of a bucket."""
         self.buckets: list[Tensor] = []
         self._norm = 0.0
+        self._hooks: list[Any] = []
         for parameter in module.parameters():
             exact = parameter.dtype == torch.float32
             self.masters[parameter] = parameter if exact else parameter.detach().float()
-            parameter.register_post_accumulate_grad_hook(self._collect)
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._collect))
         self._make_buckets(bucket)
         self.optimizer = optimizer
         for group in optimizer.param_groups:
@@ -71,6 +72,11 @@ class Replicated:
         self.write_weights()
         for bucket in self.buckets:
             bucket.zero_()
+
+    def destroy(self) -> None:
+        """Take the hooks away, by which the parameters keep this object."""
+        for hook in self._hooks:
+            hook.remove()
 
     def get_global_grad_norm(self) -> float:
         """Norm of the last step's whole gradient, before clipping."""
