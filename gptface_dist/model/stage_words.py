@@ -3,11 +3,13 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state as groups
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, reduce_from_tensor_model_parallel_region
 from torch import Tensor, nn
 
+from gptface_dist.kernels.loss.cross_entropy import linear_cross_entropy
 from gptface_dist.layout import Layout
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
@@ -18,6 +20,8 @@ class WordRange:
     def __init__(self, vocabulary: Vocabulary, layout: Layout):
         self.rows = -(-vocabulary.size // layout.tp)
         self.first = groups.get_tensor_model_parallel_rank() * self.rows
+        self.group: dist.ProcessGroup | None = groups.get_tensor_model_parallel_group() if layout.tp > 1 else None
+        """The ranks that share the words; None where this one has them all."""
 
     def within(self, ids: range) -> slice:
         """The local rows of a range of ids; empty where this rank has none of them."""
@@ -118,29 +122,12 @@ class WordLogits(nn.Module):
             first = self.words.first + mine.start - ids.start
             columns = logits.narrow(1, first, mine.stop - mine.start) if mine.stop > mine.start else logits[:, :0]
             columns.copy_(F.linear(features_MH, self.weight[mine], self.bias[mine]))
-            torch.distributed.all_reduce(logits, group=groups.get_tensor_model_parallel_group())
+            if self.words.group is not None:
+                dist.all_reduce(logits, group=self.words.group)
             return logits
         assert self.tied is not None
         weight = self.tied.collect(self.weight)
         features = copy_to_tensor_model_parallel_region(features_MH)
-        logits = F.linear(features, weight[mine], self.bias[mine]).float()
-        return vocabulary_parallel_loss(logits, labels - self.words.first - mine.start)
+        targets = labels - self.words.first - mine.start
+        return linear_cross_entropy(features, weight[mine], self.bias[mine], targets, self.words.group)
 
-
-def vocabulary_parallel_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over logits whose columns are spread over tensor-parallel ranks.
-
-    ``logits`` float32 [M, K]: this rank's columns, K may be 0; ``targets`` int64 [M]: columns, outside [0, K) where
-    another rank has them. Returns the summed loss and the number of targets with the largest logit.
-    """
-    floor = logits.new_full((len(logits), 1), -torch.inf)
-    largest = torch.cat([logits.detach(), floor], 1).amax(1)
-    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, groups.get_tensor_model_parallel_group())
-    shifted = logits - largest.unsqueeze(1)
-    mine = (targets >= 0) & (targets < logits.shape[1])
-    columns = torch.where(mine, targets, 0).unsqueeze(1)
-    # Without columns there is nothing to gather; the sum keeps the graph, and so the backward's collectives, alike.
-    found = shifted.gather(1, columns).squeeze(1) if logits.shape[1] else shifted.sum(1)
-    target = reduce_from_tensor_model_parallel_region(torch.where(mine, found, 0.0))
-    total = reduce_from_tensor_model_parallel_region(shifted.exp().sum(1))
-    return (total.log() - target).sum(), (target.detach() == 0).sum()
