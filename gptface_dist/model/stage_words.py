@@ -130,4 +130,3 @@ class WordLogits(nn.Module):
         features = copy_to_tensor_model_parallel_region(features_MH)
         targets = labels - self.words.first - mine.start
         return linear_cross_entropy(features, weight[mine], self.bias[mine], targets, self.words.group)
-
