@@ -50,8 +50,8 @@ def save(checkpoints: Path, content: Content, ranks: Ranks) -> Path:
         written = ranks.everyone(lambda: writer.written)
         return ranks.first(lambda: _publish(new, checkpoints, content, prints, written))
     except Failed:
-        if ranks.rank == 0:
-            folder.abandon(checkpoints, step)
+        # No rank goes on before it is gone: whoever tries again, or looks, finds a clean folder.
+        ranks.first(lambda: folder.abandon(checkpoints, step))
         raise
 
 

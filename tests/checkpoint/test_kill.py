@@ -115,15 +115,20 @@ def test_killed_at_every_act_and_at_random_moments(trial: Trial, tmp_path: Path)
     rng = random.Random(0)
     plan += [(rng.random() < 0.5, 0, rng.uniform(0.001, 0.05)) for _ in range(50)]
     rng.shuffle(plan)
-    killed = 0
-    for number, (again, left, delay) in enumerate(plan, 1):
+    killed = number = 0
+    # Whether one outlives its delay, and what the next one then has to clear away first, depends on the machine: past the
+    # plan there are more, until a hundred were killed and every phase was met.
+    while number < len(plan) or killed < 100 or not run.phases.keys() | {"done"} >= PHASES:
+        assert number < 1000, (killed, PHASES - run.phases.keys())
+        if number == len(plan):
+            again = rng.random() < 0.5
+            plan.append((again, rng.randrange(1, acts[1 + again] + MORE), 0.0))
+        again, left, delay = plan[number]
+        number += 1
         before = (run.checkpoints / "latest").read_text()
         step = run.step if again else run.step + 1
         killed += trial(run.folder, step, float(number), left, delay)["killed"]
         run.check(step, float(number), before)
-    assert killed >= 100
-    # Whether one outlives its delay depends on the machine.
-    assert run.phases.keys() | {"done"} == PHASES, PHASES - run.phases.keys()
     # And afterwards the next save works, and leaves nothing behind.
     write(run.folder, tiny(-5.0), run.step + 1)
     tidy(run.checkpoints)

@@ -112,8 +112,8 @@ def _save(job: Job, step: int, engine: Any, state: Any, ranks: Ranks) -> None:
         with pytest.raises(Failed, match=f"^rank {job.full}: No space left on device$"):
             save(Path(job.out), content, ranks)
         HashedFile.write = write  # type: ignore[method-assign]
-        # On any rank: rank 0 has cleared it away.
-        assert not any(Path(job.out).iterdir())
+        # On every rank at once: none goes on before rank 0 has cleared it away, nor begins anew before all have looked.
+        assert not any(ranks.everyone(lambda: any(Path(job.out).iterdir())))
     save(Path(job.out), content, ranks)
 
 
