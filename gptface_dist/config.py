@@ -17,7 +17,7 @@ from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOpt
 from gptface_dist.errors import UserError
 from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.training.options import EvaluationOptions, RunOptions, TrackingOptions
+from gptface_dist.training.options import AttentionHealthOptions, EvaluationOptions, RunOptions, TrackingOptions
 from gptface_dist.training.schedule import ScheduleOptions
 
 T = TypeVar("T")
@@ -47,6 +47,8 @@ class Config:
     """When it is saved, and what it goes on from."""
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     """Held-out data."""
+    attention_health: AttentionHealthOptions = field(default_factory=AttentionHealthOptions)
+    """Reports on FP8 attention."""
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
     """mlflow."""
 

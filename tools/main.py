@@ -6,7 +6,7 @@ import typer
 
 import gptface_dist
 from gptface_dist.errors import UserError
-from gptface_dist.tools import bench, data, faces, generate, parity, release, report, study, tokenizer, train
+from gptface_dist.tools import bench, data, faces, generate, health, parity, release, report, study, tokenizer, train
 
 _INTERRUPTED = 130
 
@@ -28,6 +28,7 @@ app.command("report")(report.report)
 app.command("study")(study.study)
 app.command("train")(train.train)
 app.command("curves")(train.curves)
+app.command("health")(health.health)
 
 
 def _version(wanted: bool) -> None:

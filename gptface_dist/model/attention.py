@@ -44,6 +44,11 @@ class AttentionOptions:
         if dropout > 0:
             raise UserError(f"engine.attention.kernel fp8 has no dropout: set model.attention_dropout to 0, got {dropout}")
 
+    @property
+    def may_be_fp8(self) -> bool:
+        """Whether some tensors are attended to in FP8."""
+        return self.kernel == "fp8" or (self.kernel == "auto" and self.fp8_from is not None)
+
     def in_fp8(self, x: Tensor) -> bool:
         """Whether tensors [B, L, N, D] like ``x`` are attended to in FP8."""
         if self.kernel != "auto" or self.fp8_from is None or not x.is_cuda:

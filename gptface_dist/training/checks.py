@@ -25,6 +25,7 @@ def check(config: Config, world: int) -> Vocabulary:
     deal = Deal(data.global_batch, data.micro_batch, data.order.block, 0, max(1, config.layout.dp))
     config.layout.check(world, config.model, deal.micro_batches, data.batch.multiple_of)
     specs.check(config.engine, config.model, config.layout)
+    config.attention_health.check(config.engine.attention, config.model.head_size)
     vocabulary = read_vocabulary(data)
     _, grid = open_sources(data, vocabulary)
     check_fit(config.model, data.batch, grid)

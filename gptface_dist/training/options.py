@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from gptface_dist.data.options import SourceConfig
 from gptface_dist.errors import UserError
+from gptface_dist.kernels.attention.options import HEAD_SIZES
+from gptface_dist.model.attention import AttentionOptions
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,39 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         if self.every < 1 or self.batches < 1:
             raise UserError(f"evaluation.every and .batches must be at least 1, got {self.every} and {self.batches}")
+
+
+@dataclass(frozen=True)
+class AttentionHealthOptions:
+    """Reports on how FP8 attention fares in each layer (docs/attention.md), whichever attention computes."""
+
+    every: int = 0
+    """Steps between reports; 0 makes none."""
+    sequences: int = 2
+    """Sequences that a report looks at: the first of the step's global batch, at most one micro-batch."""
+    fall_back: float | None = None
+    """A layer whose FP8 output or gradients differ from bf16's by more than this part (root mean square) goes on without FP8
+    for the rest of the run; null: none does."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.sequences < 1:
+            raise UserError(
+                f"attention_health.every must be at least 0 and .sequences at least 1, got {self.every} and {self.sequences}"
+            )
+        if self.fall_back is not None and self.fall_back <= 0:
+            raise UserError(f"attention_health.fall_back must be above 0 or null, got {self.fall_back}")
+        if self.fall_back is not None and self.every == 0:
+            raise UserError("attention_health.fall_back needs reports to judge by: set attention_health.every above 0")
+
+    def check(self, attention: AttentionOptions, head_size: int) -> None:
+        """:class:`UserError` where reports are asked for and cannot be, or nothing is there to fall back from."""
+        if self.every and head_size > HEAD_SIZES[-1]:
+            raise UserError(f"attention_health.every: FP8 has heads of up to {HEAD_SIZES[-1]}, the model of {head_size}")
+        if self.fall_back is not None and not attention.may_be_fp8:
+            raise UserError(
+                f"attention_health.fall_back {self.fall_back}: engine.attention.kernel {attention.kernel} never takes FP8; "
+                "set the kernel to fp8, or fall_back to null"
+            )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import torch.distributed as dist
 
 from gptface_dist.config import Config
 from gptface_dist.tokenizers.vocabulary import Vocabulary
+from gptface_dist.training.attention_health import AttentionHealth
 from gptface_dist.training.checkpointing import Checkpointing
 from gptface_dist.training.failure import Watch
 from gptface_dist.training.hook import Hook
@@ -16,6 +17,12 @@ from gptface_dist.training.trainer import prepare
 def train(config: Config, vocabulary: Vocabulary, watch: Watch) -> None:
     """Train to the last step, on this rank of those that ``watch`` watches."""
     # What a run goes on from comes first; then the journal: what is written down does not depend on what others make of it.
-    hooks: list[Hook] = [Checkpointing(config.checkpoint), Journal(), Tracking(config.tracking), ProgressBar()]
+    hooks: list[Hook] = [
+        Checkpointing(config.checkpoint),
+        AttentionHealth(config.attention_health),
+        Journal(),
+        Tracking(config.tracking),
+        ProgressBar(),
+    ]
     prepare(config, vocabulary, watch, hooks).train()
     dist.destroy_process_group()

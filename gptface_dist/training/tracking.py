@@ -18,6 +18,9 @@ from gptface_dist.training.versions import versions
 RUN_ID = "mlflow-run-id"
 """File in the run's folder: a run killed before its first checkpoint is gone on with as well."""
 
+MOST_METRICS = 1000
+"""Metrics that mlflow takes at once."""
+
 
 class Tracking(Hook):
     """Configuration, versions and metrics, in mlflow."""
@@ -87,7 +90,9 @@ class Tracking(Hook):
         from mlflow.utils.time import get_current_time_millis
 
         now = get_current_time_millis()
-        self._client.log_batch(self._run, [Metric(key, value, now, step) for key, value in metrics.items()])
+        found = [Metric(key, value, now, step) for key, value in metrics.items()]
+        for start in range(0, len(found), MOST_METRICS):
+            self._client.log_batch(self._run, found[start : start + MOST_METRICS])
 
     def stop(self, run: Trainer) -> None:
         """The run ended as it should."""

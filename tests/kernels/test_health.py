@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gptface_dist.kernels.attention.health import health
+from gptface_dist.kernels.attention.health import Health, health, sums
 from gptface_dist.kernels.attention.options import Fp8Options
 from tests.kernels.inputs import attention_inputs
 
@@ -59,3 +59,23 @@ def test_padding_is_not_counted() -> None:
     q, k, v, _ = attention_inputs("normal", 1, 40, 1, 64)
     short = health(q[:, :20], k[:, :20], v[:, :20], torch.tensor([20]), Fp8Options())
     assert health(q, k, v, torch.tensor([20]), Fp8Options()).shares == short.shares
+
+
+def test_sums_of_sequences_and_heads_may_be_added() -> None:
+    """As tensor-parallel ranks do."""
+    q, k, v, dout = attention_inputs("outlier", 2, 40, 3, 16)
+    lengths, options = torch.tensor([40, 23]), Fp8Options("fp8")
+
+    def part(heads: slice) -> torch.Tensor:
+        return sums(q[:, :, heads], k[:, :, heads], v[:, :, heads], lengths, options, dout[:, :, heads])
+
+    whole = part(slice(None))
+    assert torch.allclose(whole, part(slice(1)) + part(slice(1, None)), rtol=1e-12)
+    assert Health.of(whole) == health(q, k, v, lengths, options, dout)
+
+
+def test_no_number_is_the_worst_error() -> None:
+    q, k, v, dout = attention_inputs("normal", 1, 20, 1, 16)
+    q[0, 3, 0, 3] = math.inf
+    found = health(q, k, v, torch.tensor([20]), Fp8Options(), dout)
+    assert found.out_error == found.gradient_error == math.inf

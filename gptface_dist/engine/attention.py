@@ -1,0 +1,92 @@
+"""A distributed model's attention, layer by layer: what it is given in a step, how FP8 fares on that, and which kernel runs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as groups
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from gptface_dist.engine.engine import Engine
+from gptface_dist.kernels.attention import health
+from gptface_dist.kernels.attention.health import Health
+from gptface_dist.kernels.attention.options import Fp8Options
+from gptface_dist.model.stage_layer import CoreAttention, StageLayer
+
+
+def attentions(engine: Engine) -> Iterator[tuple[int, CoreAttention]]:
+    """This rank's attention of each of its layers, with the layer's number in the whole model."""
+    for stage in engine.stages:
+        for number, layer in stage.layers.items():
+            yield int(number), cast(StageLayer, layer).self_attention.core_attention
+
+
+def without_fp8(engine: Engine, layer: int) -> None:
+    """From the next step on, a layer attends in the activations' precision."""
+    for number, attention in attentions(engine):
+        if number == layer:
+            attention.options = replace(attention.options, kernel="sdpa")
+
+
+@dataclass
+class Given:
+    """What one layer's attention was given: this rank's heads of B sequences."""
+
+    q: Tensor
+    """[B, L, N, D]."""
+    k: Tensor
+    """[B, L, N, D]."""
+    v: Tensor
+    """[B, L, N, D]."""
+    lengths: Tensor
+    """Int64 [B]: tokens that are no padding."""
+    dout: Tensor | None = None
+    """[B, L, N, D]: the output's gradient, once the backward pass was there."""
+
+
+class AttentionProbe:
+    """Keeps what attention is given in the first micro-batch of a step, on the ranks that are data-parallel rank 0.
+
+    All tensor- and pipeline-parallel ranks keep their heads and layers; recomputation does not matter. It takes the memory of
+    q, k, v and a gradient of ``sequences`` sequences a layer until :meth:`end`.
+    """
+
+    def __init__(self, engine: Engine, sequences: int):
+        self._engine, self._sequences = engine, sequences
+        self._given: dict[int, Given] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def begin(self) -> None:
+        """The next forward pass is that of a step's first micro-batch."""
+        if groups.get_data_parallel_rank() == 0:
+            self._hooks = [
+                attention.register_forward_hook(lambda _, inputs, output, layer=layer: self._keep(layer, inputs, output))
+                for layer, attention in attentions(self._engine)
+            ]
+
+    def _keep(self, layer: int, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if layer in self._given:
+            return  # A later micro-batch, or the same one computed again.
+        query, key, value, seen = inputs
+        q, k, v = (x[:, : self._sequences].detach().transpose(0, 1).clone() for x in (query, key, value))
+        self._given[layer] = given = Given(q, k, v, seen[: self._sequences].flatten(1).sum(1))
+
+        def keep_gradient(gradient: Tensor) -> None:
+            given.dout = gradient[:, : self._sequences].transpose(0, 1).reshape(q.shape).clone()
+
+        output.register_hook(keep_gradient)
+
+    def end(self, options: Fp8Options) -> dict[int, Health]:
+        """How FP8 attention fares on what was kept: of every layer of the model, the same on every rank; all ranks call it."""
+        for hook in self._hooks:
+            hook.remove()
+        layers = self._engine.stages[0].options.layers
+        found = torch.zeros(layers, health.SIZE, dtype=torch.float64, device=self._engine.device)
+        for layer, given in self._given.items():
+            found[layer] = health.sums(given.q, given.k, given.v, given.lengths, options, given.dout)
+        self._given, self._hooks = {}, []
+        dist.all_reduce(found)
+        return {layer: Health.of(numbers) for layer, numbers in enumerate(found.cpu())}

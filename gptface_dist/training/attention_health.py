@@ -1,0 +1,79 @@
+"""How FP8 attention fares in a run, layer by layer; a layer that it does not suit goes on without it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from gptface_dist.engine.attention import AttentionProbe, without_fp8
+from gptface_dist.kernels.attention.health import Health
+from gptface_dist.training.attention_report import LayerReport, entries
+from gptface_dist.training.hook import Hook
+from gptface_dist.training.options import AttentionHealthOptions
+
+if TYPE_CHECKING:
+    from gptface_dist.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class AttentionHealth(Hook):
+    """Every so many steps, adds a report on each layer to the step's record (:func:`attention_report.entries`).
+
+    It looks at what the step's own attention was given. It stands after the hook that saves, whose forward pass of its own is
+    none of the step's, and before those that read the record.
+    """
+
+    def __init__(self, options: AttentionHealthOptions):
+        self._options = options
+        self._fallen: list[int] = []
+        self._probe: AttentionProbe | None = None
+
+    def start(self, run: Trainer) -> None:
+        """Layers that fell back before a resumption still do; without a threshold, none does."""
+        if self._options.fall_back is None:
+            self._fallen = []
+        for layer in self._fallen:
+            without_fp8(run.engine, layer)
+
+    def before_step(self, run: Trainer) -> None:
+        """Look at the step if it is time."""
+        if self._options.every and (run.state.step + 1) % self._options.every == 0:
+            self._probe = AttentionProbe(run.engine, self._options.sequences)
+            self._probe.begin()
+
+    def after_step(self, run: Trainer, record: dict[str, float]) -> None:
+        """Report, and let layers fall back. All ranks find the same."""
+        if self._probe is None:
+            return
+        found = self._probe.end(run.config.engine.attention.fp8)
+        self._probe = None
+        for layer, health in found.items():
+            self._judge(run, layer, health)
+            tensors = {name: (shares.saturated, shares.flushed) for name, shares in health.shares.items()}
+            report = LayerReport(health.out_error, health.gradient_error, layer in self._fallen, tensors)
+            record |= entries(layer, report)
+
+    def _judge(self, run: Trainer, layer: int, health: Health) -> None:
+        limit, error = self._options.fall_back, max(health.out_error, health.gradient_error or 0.0)
+        if limit is None or layer in self._fallen or error <= limit:
+            return
+        self._fallen.append(layer)
+        without_fp8(run.engine, layer)
+        if run.place.rank == 0:
+            log.warning(
+                "step %d: attention of layer %d goes on without FP8: its error against bf16 is %.3f, above "
+                "attention_health.fall_back %g",
+                run.state.step,
+                layer,
+                error,
+                limit,
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Layers that fell back, of the whole model."""
+        return {"fallen_back": self._fallen}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """They are told in :meth:`start`."""
+        self._fallen = list(state["fallen_back"])
