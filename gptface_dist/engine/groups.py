@@ -7,6 +7,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from megatron.core import parallel_state, tensor_parallel
 from torch.distributed import distributed_c10d
 
@@ -27,6 +28,9 @@ def join(place: Place, store: Any, timeout_s: float) -> None:
 def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
     """Process groups for a layout that was checked; without a world (:func:`join`), torchrun's variables describe it."""
     host.without_cuda()
+    # On CPUs DeepSpeed (0.19.8) would compile an all-reduce for inference first, for a minute, and where two installations
+    # share a home folder, again each time they take turns. Training never calls it.
+    deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     deepspeed.init_distributed(host.backend(), timeout=datetime.timedelta(seconds=timeout_s), verbose=False)
     parallel_state.initialize_model_parallel(
         layout.tp,
