@@ -114,11 +114,16 @@ def check_finite(step: int, result: StepResult) -> None:
 
 
 def prepare(config: Config, vocabulary: Vocabulary, watch: Watch, hooks: Sequence[Hook]) -> Trainer:
-    """Put a run that was checked together on this rank: process groups, then data, engine and hooks."""
+    """Put a run that was checked together on this rank: process groups, then the rest."""
     place = watch.place
     groups.join(place, watch.store, config.run.timeout_s)
     with host.hushed():
         groups.start(config.layout, config.run.seed, config.run.timeout_s)
+    return assemble(config, vocabulary, place, hooks)
+
+
+def assemble(config: Config, vocabulary: Vocabulary, place: Place, hooks: Sequence[Hook]) -> Trainer:
+    """Put data, engine and hooks of a run together on this rank, whose process groups exist."""
     data_group = groups.data()
     loader = token_loader(config.data, dist.get_rank(data_group), config.layout.dp)
     engine = Engine(config.model, vocabulary, config.layout, config.run.seed, config.optimizer, config.loss, config.engine)

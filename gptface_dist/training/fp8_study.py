@@ -1,0 +1,107 @@
+"""What FP8 attention costs in loss: runs of several seeds with and without it, on the same data."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from torch._C._distributed_c10d import HashStore
+
+from gptface_dist import host
+from gptface_dist.config import Config
+from gptface_dist.engine import groups
+from gptface_dist.errors import UserError
+from gptface_dist.layout import Layout
+from gptface_dist.place import Place
+from gptface_dist.tokenizers.vocabulary import Vocabulary
+from gptface_dist.training.hook import Hook
+from gptface_dist.training.trainer import Trainer, assemble
+
+KERNELS = ("sdpa", "fp8")
+"""What is compared: PyTorch's attention in the run's precision, and ours in FP8."""
+
+LOSSES = ("loss", "loss/text", "loss/image", "loss/match")
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far the held-out losses of runs with FP8 attention are from those without, seed by seed."""
+
+    plain: list[float]
+    """A loss of each seed without FP8."""
+    fp8: list[float]
+    """Likewise with FP8."""
+
+    @property
+    def gap(self) -> float:
+        """Difference of the means: above 0 where FP8 is worse."""
+        return statistics.mean(self.fp8) - statistics.mean(self.plain)
+
+    @property
+    def noise(self) -> float:
+        """Standard error of the difference of two such means, by the spread of both over the seeds."""
+        return math.sqrt((statistics.variance(self.plain) + statistics.variance(self.fp8)) / len(self.plain))
+
+    def within_noise(self) -> bool:
+        """Whether the gap is at most twice its standard error."""
+        return math.isfinite(self.gap) and abs(self.gap) <= 2 * self.noise
+
+
+class LastEvaluation(Hook):
+    """Keeps the last evaluation, and tells of steps."""
+
+    def __init__(self, step: Callable[[], None]):
+        self._step = step
+        self.record: dict[str, float] = {}
+
+    def after_step(self, run: Trainer, record: dict[str, float]) -> None:
+        """One more."""
+        self._step()
+
+    def after_evaluation(self, run: Trainer, record: dict[str, float]) -> None:
+        """Keep it."""
+        self.record = record
+
+
+def prepared(config: Config) -> Config:
+    """The run in one process, evaluated at its end only; :class:`UserError` without held-out data."""
+    if not config.evaluation.sources:
+        raise UserError("evaluation.sources is empty: the losses that are compared are those on held-out data")
+    evaluation = replace(config.evaluation, every=config.run.steps)
+    return replace(config, layout=Layout(zero=0), evaluation=evaluation, data=replace(config.data, workers=0))
+
+
+def compare(config: Config, vocabulary: Vocabulary, seeds: Sequence[int], step: Callable[[], None]) -> dict[str, Gap]:
+    """Train with every seed of initial weights, with each of :data:`KERNELS`, on the same batches; the gap in each loss.
+
+    ``config`` is :func:`prepared`; ``step`` is called after every step. Starts and ends a world of this one process.
+    """
+    if len(seeds) < 2:
+        raise UserError(f"at least 2 seeds are needed to know what another seed changes, got {len(seeds)}")
+    found: dict[str, list[dict[str, float]]] = {kernel: [] for kernel in KERNELS}
+    groups.join(Place(), HashStore(), config.run.timeout_s)
+    with host.hushed():
+        groups.start(config.layout, 0, config.run.timeout_s)
+    for kernel, seed in _runs(seeds):
+        found[kernel].append(train(config, vocabulary, kernel, seed, step))
+    groups.stop_layout()
+    groups.stop()
+    names = [name for name in LOSSES if name in found["fp8"][0]]
+    return {name: Gap(*([record[name] for record in found[kernel]] for kernel in KERNELS)) for name in names}
+
+
+def train(config: Config, vocabulary: Vocabulary, kernel: str, seed: int, step: Callable[[], None]) -> dict[str, float]:
+    """The held-out losses at the end of one run."""
+    attention = replace(config.engine.attention, kernel=kernel)
+    mine = replace(config, engine=replace(config.engine, attention=attention), run=replace(config.run, seed=seed))
+    evaluation = LastEvaluation(step)
+    trainer = assemble(mine, vocabulary, Place(), [evaluation])
+    trainer.train()
+    trainer.engine.close()
+    return evaluation.record
+
+
+def _runs(seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
+    for seed in seeds:
+        for kernel in KERNELS:
+            yield kernel, seed

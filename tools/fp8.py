@@ -1,0 +1,50 @@
+"""``gptface bench fp8``: what FP8 attention costs in loss."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def fp8(
+    config: Annotated[Path, typer.Argument(help="Configuration of the run (YAML).", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. run.steps=200.")] = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Seeds of initial weights: 0, 1, ...")] = 3,
+) -> None:
+    """Held-out loss of runs with FP8 attention against runs without, over several seeds. Status 1 where it is beyond noise.
+
+    Each run is in this process, on the same batches, and leaves nothing behind. On a CPU the recipe is computed in plain
+    PyTorch, rounding for rounding.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Table
+
+    from gptface_dist import host
+    from gptface_dist.config import Config, load
+    from gptface_dist.training import checks
+
+    with host.hushed():
+        from gptface_dist.training import fp8_study as study
+
+    options = study.prepared(load(Config, config, overrides or []))
+    vocabulary = checks.check(options, 1)
+    columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=len(study.KERNELS) * seeds * options.run.steps)
+        found = study.compare(options, vocabulary, range(seeds), lambda: bar.advance(task))
+    table = Table("held-out loss", *(f"{kernel}, seed {seed}" for seed in range(seeds) for kernel in study.KERNELS))
+    summary = Table("held-out loss", "mean sdpa", "mean fp8", "gap", "standard error of the gap", "")
+    for name, gap in found.items():
+        table.add_row(name, *(f"{x:.4f}" for pair in zip(gap.plain, gap.fp8, strict=True) for x in pair))
+        means = [sum(losses) / seeds for losses in (gap.plain, gap.fp8)]
+        verdict = "within noise" if gap.within_noise() else "BEYOND NOISE"
+        summary.add_row(name, *(f"{mean:.4f}" for mean in means), f"{gap.gap:+.4f}", f"{gap.noise:.4f}", verdict)
+    console = Console()
+    console.print(table)
+    console.print(summary)
+    fp8 = options.engine.attention.fp8
+    recipe = f"backward {fp8.backward}, smooth {fp8.smooth}, hadamard {fp8.hadamard}"
+    console.print(f"{options.run.steps} steps, {options.engine.dtype}, {recipe}; within noise: at most 2 standard errors")
+    if not found["loss"].within_noise():
+        raise typer.Exit(1)
