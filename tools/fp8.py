@@ -32,7 +32,11 @@ def fp8(
     columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=len(study.KERNELS) * seeds * options.run.steps)
-        found = study.compare(options, vocabulary, range(seeds), lambda: bar.advance(task))
+
+        def done(kernel: str, seed: int, loss: float) -> None:
+            bar.console.print(f"{kernel}, seed {seed}: held-out loss {loss:.4f}", highlight=False)
+
+        found = study.compare(options, vocabulary, range(seeds), lambda: bar.advance(task), done)
     table = Table("held-out loss", *(f"{kernel}, seed {seed}" for seed in range(seeds) for kernel in study.KERNELS))
     summary = Table("held-out loss", "mean sdpa", "mean fp8", "gap", "standard error of the gap", "")
     for name, gap in found.items():

@@ -71,10 +71,17 @@ def prepared(config: Config) -> Config:
     return replace(config, layout=Layout(zero=0), evaluation=evaluation, data=replace(config.data, workers=0))
 
 
-def compare(config: Config, vocabulary: Vocabulary, seeds: Sequence[int], step: Callable[[], None]) -> dict[str, Gap]:
+def compare(
+    config: Config,
+    vocabulary: Vocabulary,
+    seeds: Sequence[int],
+    step: Callable[[], None],
+    done: Callable[[str, int, float], None],
+) -> dict[str, Gap]:
     """Train with every seed of initial weights, with each of :data:`KERNELS`, on the same batches; the gap in each loss.
 
-    ``config`` is :func:`prepared`; ``step`` is called after every step. Starts and ends a world of this one process.
+    ``config`` is :func:`prepared`; ``step`` is called after every step, ``done`` with kernel, seed and loss after every run.
+    Starts and ends a world of this one process.
     """
     if len(seeds) < 2:
         raise UserError(f"at least 2 seeds are needed to know what another seed changes, got {len(seeds)}")
@@ -84,6 +91,7 @@ def compare(config: Config, vocabulary: Vocabulary, seeds: Sequence[int], step: 
         groups.start(config.layout, 0, config.run.timeout_s)
     for kernel, seed in _runs(seeds):
         found[kernel].append(train(config, vocabulary, kernel, seed, step))
+        done(kernel, seed, found[kernel][-1]["loss"])
     groups.stop_layout()
     groups.stop()
     names = [name for name in LOSSES if name in found["fp8"][0]]

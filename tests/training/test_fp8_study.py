@@ -73,12 +73,13 @@ def work(_rank: int, folder: Path) -> None:
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         from gptface_dist.training.fp8_study import compare, prepared
 
-        options, taken = prepared(config(folder)), []
+        options, taken, done = prepared(config(folder)), [], []
         for name, forward in (("sound", FORWARD), ("broken", without_mean)):
             emulator.forward = forward
-            found = compare(options, VOCABULARY, range(SEEDS), lambda: taken.append(1))
+            found = compare(options, VOCABULARY, range(SEEDS), lambda: taken.append(1), lambda *run: done.append(run))
             (folder / f"{name}.json").write_text(json.dumps({key: dataclasses.asdict(gap) for key, gap in found.items()}))
     assert len(taken) == 2 * 2 * SEEDS * STEPS
+    assert [run[:2] for run in done] == 2 * [(kernel, seed) for seed in range(SEEDS) for kernel in ("sdpa", "fp8")]
 
 
 @pytest.fixture(scope="module")
