@@ -35,17 +35,27 @@ types: $(INSTALLED)  ## types: mypy
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/pytest -n 2 --dist loadfile
 
-# The quickstart's sizes, layout and folder.
+# The quickstart's sizes, configuration, layout and folder. Faces are rendered at FACES pixels and learned at SIZE.
 COUNT ?= 4000
 HELD_OUT ?= 256
-TOKENIZER_STEPS ?= 600
+FACES ?= 64
+SIZE ?= 32
+PRESET ?= tiny
+CODES ?= 64
+WORDS ?= 640
+TOKENIZER_STEPS ?= 1000
+CONFIG ?= configs/quickstart.yaml
 STEPS ?= 400
 LAYOUT ?= layout.pp=2 layout.zero=3
 OUT ?= out
 DATA = data.tokenizers=$(OUT)/tokenizers "data.sources=[{path: $(OUT)/tokens}]"
 HELD = "evaluation.sources=[{path: $(OUT)/held_out_tokens}]"
 
-.PHONY: quickstart data model pictures
+.PHONY: quickstart quickstart-gpu data model pictures
+quickstart-gpu:  ## the same at 128 px with 100 M parameters, on one GPU
+	$(MAKE) quickstart COUNT=100000 HELD_OUT=1024 FACES=128 SIZE=128 PRESET=base CODES=1024 WORDS=2048 TOKENIZER_STEPS=20000 \
+	  CONFIG=configs/quickstart_gpu.yaml STEPS=20000 LAYOUT= OUT=out-gpu
+
 quickstart: data model pictures  ## from nothing to generated faces and a report; resumes where it stopped
 	$(BIN)/gptface report $(OUT)/run $(OUT)/report.html --title "GPTFace quickstart" \
 	  --section "Rendered faces=$(OUT)/faces.png" --section "Reconstructions=$(OUT)/tokenizers/image/sheet.png" \
@@ -54,18 +64,18 @@ quickstart: data model pictures  ## from nothing to generated faces and a report
 	  --section "Captions of the face before=$(OUT)/captions.txt"
 
 data: $(INSTALLED)  ## render faces, train both tokenizers, tokenize, verify
-	$(BIN)/gptface faces render $(OUT)/faces --count $(COUNT) --size 64 --seed 0
-	$(BIN)/gptface faces render $(OUT)/held_out --count $(HELD_OUT) --size 64 --seed 1
+	$(BIN)/gptface faces render $(OUT)/faces --count $(COUNT) --size $(FACES) --seed 0
+	$(BIN)/gptface faces render $(OUT)/held_out --count $(HELD_OUT) --size $(FACES) --seed 1
 	$(BIN)/gptface faces sheet $(OUT)/faces $(OUT)/faces.png
-	test -f $(OUT)/tokenizers/text.model || $(BIN)/gptface tokenizer text $(OUT)/faces $(OUT)/tokenizers/text.model --kind bpe --size 640
-	$(BIN)/gptface tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset tiny --size 64 --codes 64 --steps $(TOKENIZER_STEPS) --held-out $(HELD_OUT) --precision bf16
+	test -f $(OUT)/tokenizers/text.model || $(BIN)/gptface tokenizer text $(OUT)/faces $(OUT)/tokenizers/text.model --kind bpe --size $(WORDS)
+	$(BIN)/gptface tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset $(PRESET) --size $(SIZE) --codes $(CODES) --steps $(TOKENIZER_STEPS) --held-out $(HELD_OUT) --precision bf16
 	$(BIN)/gptface tokenizer join $(OUT)/tokenizers
-	$(BIN)/gptface data tokenize $(OUT)/faces $(OUT)/tokens --tokenizers $(OUT)/tokenizers --size 64 --workers 2
-	$(BIN)/gptface data tokenize $(OUT)/held_out $(OUT)/held_out_tokens --tokenizers $(OUT)/tokenizers --size 64
+	$(BIN)/gptface data tokenize $(OUT)/faces $(OUT)/tokens --tokenizers $(OUT)/tokenizers --size $(SIZE) --workers 2
+	$(BIN)/gptface data tokenize $(OUT)/held_out $(OUT)/held_out_tokens --tokenizers $(OUT)/tokenizers --size $(SIZE)
 	$(BIN)/gptface data verify $(OUT)/tokens --tokenizers $(OUT)/tokenizers
 
 model: data  ## train the tiny model, convert it to a release
-	$(BIN)/gptface train configs/tiny.yaml $(DATA) $(HELD) run.folder=$(OUT)/run run.steps=$(STEPS) $(LAYOUT)
+	$(BIN)/gptface train $(CONFIG) $(DATA) $(HELD) run.folder=$(OUT)/run run.steps=$(STEPS) $(LAYOUT)
 	test -d $(OUT)/release || $(BIN)/gptface convert $(OUT)/run $(OUT)/release
 
 PROMPTS = --text "a smiling woman with blond hair" --text "a man with black hair and glasses" --text "an angry man with a beard" --text "a surprised woman with red hair"
@@ -73,7 +83,7 @@ PROMPTS = --text "a smiling woman with blond hair" --text "a man with black hair
 pictures: model  ## generate, edit and caption with the release
 	$(BIN)/gptface generate $(OUT)/release $(OUT)/generated.png $(PROMPTS) -n 4 --rerank 4 > $(OUT)/generated.txt
 	tar -xOf $(OUT)/held_out/00000.tar 000000000.png > $(OUT)/face.png
-	$(BIN)/gptface edit $(OUT)/release $(OUT)/edited.png --image $(OUT)/face.png --strip $(OUT)/edits.png \
+	$(BIN)/gptface edit $(OUT)/release $(OUT)/edited.png --image $(OUT)/face.png --resize --strip $(OUT)/edits.png \
 	  --region eyes --text "a face with glasses" --region hair --text "a face with red hair" > $(OUT)/edits.txt
 	$(BIN)/gptface caption $(OUT)/release $(OUT)/face.png -n 3 > $(OUT)/captions.txt
 

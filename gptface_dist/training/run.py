@@ -9,6 +9,7 @@ from gptface_dist.training.checkpointing import Checkpointing
 from gptface_dist.training.failure import Watch
 from gptface_dist.training.hook import Hook
 from gptface_dist.training.journal import Journal
+from gptface_dist.training.memory import HostMemory
 from gptface_dist.training.progress import ProgressBar
 from gptface_dist.training.tracking import Tracking
 from gptface_dist.training.trainer import prepare
@@ -23,6 +24,7 @@ def train(config: Config, vocabulary: Vocabulary, watch: Watch) -> None:
         Journal(),
         Tracking(config.tracking),
         ProgressBar(),
+        HostMemory(),
     ]
     prepare(config, vocabulary, watch, hooks).train()
     dist.destroy_process_group()
