@@ -14,20 +14,27 @@ VOCABULARY = Vocabulary(text_size=300, image_codes=64, text_sha256="a" * 64, ima
 GRID = (4, 6)
 
 
-def write_tokens(folder: Path, shards: list[int], seed: int = 0, captions: int = 3, distinct: int = 50) -> ShardFolder:
+def write_tokens(
+    folder: Path,
+    shards: list[int],
+    seed: int = 0,
+    captions: int = 3,
+    distinct: int = 50,
+    vocabulary: Vocabulary = VOCABULARY,
+) -> ShardFolder:
     """Token shards with the given numbers of samples; captions come from ``distinct`` different ones."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    pool = [rng.integers(VOCABULARY.text_size, size=rng.integers(1, 40)).tolist() for _ in range(distinct)]
+    pool = [rng.integers(vocabulary.text_size, size=rng.integers(1, 40)).tolist() for _ in range(distinct)]
     number = 0
     for shard, count in enumerate(shards):
         with ShardWriter(folder / f"{shard:05d}.tar") as writer:
             for _ in range(count):
-                codes = rng.integers(VOCABULARY.image_codes, size=GRID)
+                codes = rng.integers(vocabulary.image_codes, size=GRID)
                 chosen = [pool[i] for i in rng.integers(distinct, size=captions)]
                 writer.write(f"{seed}-{number:06d}", tokens.encode(codes, chosen))
                 number += 1
-    write_index(folder, tokens.KIND, tokens.index_meta(VOCABULARY, GRID), sorted(folder.glob("*.tar")))
+    write_index(folder, tokens.KIND, tokens.index_meta(vocabulary, GRID), sorted(folder.glob("*.tar")))
     return ShardFolder.open(folder)
 
 
