@@ -99,9 +99,9 @@ class _Draws:
     caption: np.ndarray
     """int32 [length]: the chosen caption, cut; of length 0 where it is dropped."""
     text_mask: tuple[np.ndarray, np.ndarray]
-    """Chosen tokens and their actions: :func:`masking.mask_text`, or :func:`masking.mask_caption`."""
+    """Chosen tokens and their actions, of one of masking's functions."""
     image_mask: np.ndarray
-    """Bool [H, W]: :func:`masking.mask_image`, or none where captioning is trained."""
+    """Bool [H, W]: :func:`masking.mask_image`, or none where captioning or matching alone is trained."""
     random_ids: np.ndarray
     """int64 [k]: text ids for the k tokens that become random ones."""
     swap: float
@@ -153,6 +153,9 @@ class BatchBuilder:
         caption = sample.value.caption(int(which * len(sample.value.captions)))[: self._options.text_length]
         if task < self._masking.caption_share:
             text_mask = masking.mask_caption(len(caption), rng)
+            image_mask = np.zeros(self._grid, dtype=bool)
+        elif task < self._masking.caption_share + self._masking.whole_share:
+            text_mask = masking.mask_nothing(len(caption))
             image_mask = np.zeros(self._grid, dtype=bool)
         else:
             if task >= 1 - self._masking.drop_share:

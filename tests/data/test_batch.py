@@ -203,10 +203,23 @@ def test_dropped_captions_leave_the_image_alone_and_are_never_swapped() -> None:
     assert swapped(batch) == list(range(8))
 
 
+def test_whole_samples_are_not_masked_and_predict_nothing_but_the_match() -> None:
+    masking = MaskingOptions(caption_share=0, drop_share=0, whole_share=1)
+    batch = builder(BatchOptions(text_length=32, swap_share=0.5), masking=masking)([block([[[i] * 20] for i in range(8)])])
+    assert (batch.labels == IGNORE).all()
+    for i, image in enumerate(swapped(batch)):
+        assert batch.tokens[i, 1:21].tolist() == [i] * 20
+        codes = batch.tokens[i][batch.segments[i] == IMAGE]
+        assert codes.tolist() == [VOCABULARY.image_offset + image] * (GRID[0] * GRID[1])
+        assert batch.matched[i] == (image == i)
+    assert 0 < batch.matched.sum() < 8
+
+
 def test_shares_of_samples_are_those_of_the_options() -> None:
-    _, image, length, matched = masked_shares(MaskingOptions(caption_share=0.3, drop_share=0.2), 400).T
-    # Standard error of a share is below 0.009 here.
-    assert (image == 0).mean() == pytest.approx(0.3, abs=0.035)
+    text, image, length, matched = masked_shares(MaskingOptions(caption_share=0.3, drop_share=0.2, whole_share=0.1), 400).T
+    # Standard error of a share is below 0.009 here. Other samples have at least one masked token of the image.
+    assert ((image == 0) & (text > 0)).mean() == pytest.approx(0.3, abs=0.035)
+    assert ((image == 0) & (text == 0)).mean() == pytest.approx(0.1, abs=0.025)
     assert (length == 0).mean() == pytest.approx(0.2, abs=0.035)
     assert not ((image == 0) & (length == 0)).any()
     assert matched[length > 0].mean() == pytest.approx(0.5, abs=0.045)
