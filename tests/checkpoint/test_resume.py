@@ -43,7 +43,7 @@ RESHARDED = [
     ("tp1", "dp0"),
 ]
 # A checkpoint read and written at once, layout by layout.
-CHAIN = ["all1", "tp3", "one3", "pp3", "vpp1", "dp3", "all3", "dp0", "tp1", "pp1", "dp2", "one1", "vpp3", "tp2sp", "one3"]
+CHAIN = ["all1", "tp3", "one3", "pp3", "vpp1", "dp3", "dp0", "tp1", "pp1", "dp2", "one1", "vpp3", "tp2sp", "one3"]
 BF16 = ["dp3", "vpp1", "dp0"]
 
 
@@ -119,7 +119,7 @@ def test_in_bfloat16_bit_for_bit(folder: Path, name: str) -> None:
     assert bool((straight["weights/layers.0.qkv.weight"].bfloat16().float() != straight["weights/layers.0.qkv.weight"]).any())
 
 
-@pytest.mark.parametrize("name", ["one3", "tp1", "pp3", "vpp3", "dp0", "all3", "chain0", "chain4", "chain13"])
+@pytest.mark.parametrize("name", ["one3", "tp1", "pp3", "vpp3", "dp0", "all3", "chain0", "chain4", "chain12"])
 def test_the_plain_model_gives_the_recorded_logits(folder: Path, name: str) -> None:
     model = GPTFace(FULL if name.startswith("chain") else MODEL, VOCABULARY)
     found = tensors(folder / name, 2)
