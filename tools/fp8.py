@@ -37,10 +37,12 @@ def fp8(
             bar.console.print(f"{kernel}, seed {seed}: held-out loss {loss:.4f}", highlight=False)
 
         found = study.compare(options, vocabulary, range(seeds), lambda: bar.advance(task), done)
-    table = Table("held-out loss", *(f"{kernel}, seed {seed}" for seed in range(seeds) for kernel in study.KERNELS))
-    summary = Table("held-out loss", "mean sdpa", "mean fp8", "gap", "standard error of the gap", "")
+    table = Table("held out", *found)
+    for seed in range(seeds):
+        table.add_row(f"sdpa, seed {seed}", *(f"{gap.plain[seed]:.4f}" for gap in found.values()))
+        table.add_row(f"fp8, seed {seed}", *(f"{gap.fp8[seed]:.4f}" for gap in found.values()))
+    summary = Table("held out", "mean sdpa", "mean fp8", "gap", "standard error", "")
     for name, gap in found.items():
-        table.add_row(name, *(f"{x:.4f}" for pair in zip(gap.plain, gap.fp8, strict=True) for x in pair))
         means = [sum(losses) / seeds for losses in (gap.plain, gap.fp8)]
         verdict = "within noise" if gap.within_noise() else "BEYOND NOISE"
         summary.add_row(name, *(f"{mean:.4f}" for mean in means), f"{gap.gap:+.4f}", f"{gap.noise:.4f}", verdict)
