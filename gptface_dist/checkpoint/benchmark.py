@@ -35,6 +35,7 @@ from gptface_dist.errors import UserError
 from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.place import Place
+from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 OURS, BACKGROUND, THEIRS, FLUSHED = "gptface_dist", "gptface_dist, background", "DeepSpeed", "DeepSpeed, then fsync"
@@ -133,7 +134,9 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
             for kind in ("moment1", "moment2"):
                 region.values[kind].uniform_(0, 1e-3)
         ours, theirs = Path(path, "ours"), Path(path, "theirs")
-        batch = probe_batch(task.vocabulary, (task.model.rows, task.model.columns), task.model.text_positions - 3)
+        # As large as those of runs: the model may have positions for much longer sequences.
+        grid = (min(16, task.model.rows), min(16, task.model.columns))
+        batch = probe_batch(task.vocabulary, grid, min(64, task.model.text_positions - SPECIALS_PER_SEQUENCE))
         answer = Probe(batch, probe.run(engine, batch), task.engine.dtype).content()
         ranks, background = Ranks.of_world(), Background(Ranks.of_world())
 
@@ -196,6 +199,7 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
 def _convert(_: int, way: str, task: Task, path: str, queue: Any) -> None:
     """One process that converts."""
     warnings.filterwarnings("ignore")
+    os.environ["TQDM_DISABLE"] = "1"
     with host.hushed():
         from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_fp32_state_dict
 

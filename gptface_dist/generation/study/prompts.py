@@ -15,8 +15,9 @@ MODES = {
     "unguided": Guidance(),
     "ITM gradient": Guidance(gradient=Gradient(strength=0.5)),
     "ITM rerank": Guidance(rerank=4),
-    "classifier-free": Guidance(classifier_free=2.0),
-    "classifier-free + ITM rerank": Guidance(classifier_free=2.0, rerank=4),
+    "classifier-free 2": Guidance(classifier_free=2.0),
+    "classifier-free 5": Guidance(classifier_free=5.0),
+    "classifier-free 5 + ITM rerank": Guidance(classifier_free=5.0, rerank=4),
 }
 """What is compared; the first one is what the others are measured against."""
 PAIR = 2
