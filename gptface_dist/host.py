@@ -1,6 +1,7 @@
 """The device and backend of this process, and what megatron-core needs where there is no CUDA."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import warnings
@@ -20,6 +21,15 @@ def device() -> torch.device:
 def backend() -> str:
     """The communication backend that fits the device."""
     return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def give_back() -> None:
+    """Hand memory that the C library has freed back to the system, where that is glibc: it keeps blocks of all sizes that were
+    ever asked for, and a process that works on tensors of changing sizes grows to several times what it uses (docs/notes.md).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def without_cuda() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptface_dist import host
 from gptface_dist.model.names import count
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.plain import GPTFace
@@ -64,5 +65,8 @@ class StreamedGPTFace(GPTFace):
 
 
 def _drop(module: nn.Module, *_: Any) -> None:
-    for key, parameter in module.named_parameters(recurse=False):
+    for key, parameter in list(module.named_parameters(recurse=False)):
         module.register_parameter(key, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
+    if isinstance(module, nn.Linear):
+        # The largest ones: otherwise the process would keep the room of the whole model in the end.
+        host.give_back()
