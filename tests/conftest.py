@@ -3,6 +3,8 @@
 import os
 import shutil
 
+import hypothesis
+
 INTERPRET = "TRITON_INTERPRET"
 
 
@@ -10,6 +12,11 @@ def pytest_configure() -> None:
     """Triton asks when it is first imported, and any test module may be the one that does (megatron-core imports it)."""
     if shutil.which("nvidia-smi") is None:
         os.environ[INTERPRET] = "1"
+
+
+# A slow machine is no failure.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_finish() -> None:

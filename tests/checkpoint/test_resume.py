@@ -57,19 +57,22 @@ def steps(*names: str) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All jobs of this module, in eight processes."""
+    """All jobs of this module; those of eight processes after each other, once their sources are there."""
     folder = tmp_path_factory.mktemp("resume")
-    jobs = []
+    jobs: list[Job] = []
     for name, layout in STRAIGHT.items():
         jobs.append(Job(layout, str(folder / name), saves=(2, 4, 10, 20) if name in LONG else (2, 4)))
+    first = str(folder / "first")
+    jobs.insert(0, Job(LAYOUTS["tp3"], first, saves=(2,), model=FULL, average=True, full=1))
+    resumed, chain = [], []
     for of, to in [*((name, name) for name in STRAIGHT), *RESHARDED]:
         half, whole = steps(of, to)
-        jobs.append(Job(LAYOUTS[to], str(folder / f"{of}-{to}"), half, (whole,), str(folder / of)))
-    first = str(folder / "first")
-    jobs.append(Job(LAYOUTS["tp3"], first, saves=(2,), model=FULL, average=True, full=1))
+        resumed.append(Job(LAYOUTS[to], str(folder / f"{of}-{to}"), half, (whole,), str(folder / of)))
     for number, name in enumerate(CHAIN):
         start = str(folder / f"chain{number - 1}") if number else first
-        jobs.append(Job(LAYOUTS[name], str(folder / f"chain{number}"), 2, (2,), start, FULL, average=True))
+        chain.append(Job(LAYOUTS[name], str(folder / f"chain{number}"), 2, (2,), start, FULL, average=True))
+    # The largest worlds first, beside that of the last job.
+    jobs += sorted([*resumed, chain[0]], key=lambda job: -job.layout.world) + chain[1:]
     for name in BF16:
         out = str(folder / f"bf16{name}")
         jobs.append(Job(LAYOUTS[name], out, saves=(2, 4), dtype="bfloat16", average=True))

@@ -149,16 +149,27 @@ def work(rank: int, jobs: list[Job], processes: int, port: int, folder: str, tur
 
 
 def train(jobs: list[Job], folder: Path) -> None:
-    """Run all jobs, in order, a few in the same processes: ZeRO-3 leaves threads behind.
+    """Run all jobs, in order, a few in the same processes: ZeRO-3 leaves threads behind, and starting them takes long.
 
     What they found is in their checkpoints.
     """
-    for first in range(0, len(jobs), TOGETHER):
-        some = jobs[first : first + TOGETHER]
+    for some in together(jobs):
         processes = max(job.layout.world for job in some)
         turn = multiprocessing.get_context("spawn").Barrier(processes)
         arguments = (some, processes, parity.free_port(), str(folder), turn)
         start_processes(work, arguments, nprocs=processes, start_method="spawn")
+
+
+def together(jobs: list[Job]) -> list[list[Job]]:
+    """The jobs in order, cut where their worlds grow beyond two processes or shrink to that, and after TOGETHER of them."""
+    found: list[list[Job]] = []
+    for job in jobs:
+        last = found[-1] if found else []
+        if last and len(last) < TOGETHER and (last[-1].layout.world > 2) == (job.layout.world > 2):
+            last.append(job)
+        else:
+            found.append([job])
+    return found
 
 
 def tensors(checkpoints: Path, step: int) -> dict[str, Tensor]:
