@@ -48,7 +48,7 @@ CODES ?= 64
 WORDS ?= 640
 TOKENIZER_STEPS ?= 800
 CONFIG ?= configs/quickstart.yaml
-STEPS ?= 400
+STEPS ?= 300
 LAYOUT ?= layout.pp=2 layout.zero=3
 OUT ?= out
 DATA = data.tokenizers=$(OUT)/tokenizers "data.sources=[{path: $(OUT)/tokens}]"
