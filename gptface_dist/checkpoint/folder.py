@@ -127,9 +127,11 @@ def tidy(checkpoints: Path) -> None:
             path.rename(checkpoints / name)
             sync(checkpoints)
             continue
-        if state == _OLD and (checkpoints / LATEST_NAME).read_text(encoding="utf-8").startswith(f"{name} "):
-            # The pointer may still mean the old one.
-            _point(checkpoints / name)
+        if state == _OLD:
+            # The pointer may still mean the old one, or nothing yet.
+            pointer = checkpoints / LATEST_NAME
+            if not pointer.exists() or pointer.read_text(encoding="utf-8").startswith(f"{name} "):
+                _point(checkpoints / name)
         if state in (_NEW, _OLD, _GONE):
             _delete(path)
 

@@ -71,11 +71,7 @@ def phase(checkpoints: Path, step: int, before: str) -> str:
             return "its forerunner put aside, not published" if old.exists() else "complete, not published"
         return "tensors without a manifest" if (new / "state" / ".metadata").exists() else "among the tensors"
     if (checkpoints / "latest").read_text() == before:
-        return (
-            "published, not pointed to"
-            if old.exists() or published(checkpoints)[0].name == name_of(step)
-            else "nothing was written"
-        )
+        return "published, not pointed to" if old.exists() or (checkpoints / name_of(step)).exists() else "nothing was written"
     if list(checkpoints.glob(".*.gone")):
         return "half deleted"
     return "pointed to, the old one not yet deleted" if old.exists() or len(published(checkpoints)) > 1 else "done"
