@@ -151,11 +151,9 @@ class BatchBuilder:
         rng = random("sample", self._seed, sample.origin.epoch, sample.origin.key)
         which, swap, partner, task = rng.random(4).tolist()
         caption = sample.value.caption(int(which * len(sample.value.captions)))[: self._options.text_length]
-        if task < self._masking.caption_share:
-            text_mask = masking.mask_caption(len(caption), rng)
-            image_mask = np.zeros(self._grid, dtype=bool)
-        elif task < self._masking.caption_share + self._masking.whole_share:
-            text_mask = masking.mask_nothing(len(caption))
+        if task < self._masking.caption_share + self._masking.whole_share:
+            captioning = task < self._masking.caption_share
+            text_mask = masking.mask_caption(len(caption), rng) if captioning else masking.mask_nothing(len(caption))
             image_mask = np.zeros(self._grid, dtype=bool)
         else:
             if task >= 1 - self._masking.drop_share:

@@ -65,7 +65,7 @@ class StreamedGPTFace(GPTFace):
 
 
 def _drop(module: nn.Module, *_: Any) -> None:
-    for key, parameter in list(module.named_parameters(recurse=False)):
+    for key, parameter in module.named_parameters(recurse=False):
         module.register_parameter(key, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
     if isinstance(module, nn.Linear):
         # The largest ones: otherwise the process would keep the room of the whole model in the end.

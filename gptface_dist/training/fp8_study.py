@@ -1,8 +1,9 @@
 """What FP8 attention costs in loss: runs of several seeds with and without it, on the same data."""
 
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch._C._distributed_c10d import HashStore
@@ -89,7 +90,7 @@ def compare(
     groups.join(Place(), HashStore(), config.run.timeout_s)
     with host.hushed():
         groups.start(config.layout, 0, config.run.timeout_s)
-    for kernel, seed in _runs(seeds):
+    for seed, kernel in itertools.product(seeds, KERNELS):
         found[kernel].append(train(config, vocabulary, kernel, seed, step))
         done(kernel, seed, found[kernel][-1]["loss"])
     groups.stop_layout()
@@ -107,9 +108,3 @@ def train(config: Config, vocabulary: Vocabulary, kernel: str, seed: int, step: 
     trainer.train()
     trainer.engine.close()
     return evaluation.record
-
-
-def _runs(seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
-    for seed in seeds:
-        for kernel in KERNELS:
-            yield kernel, seed
