@@ -25,6 +25,7 @@ def fp8(
     from gptface_dist.training import checks
 
     with host.hushed():
+        host.import_libraries()
         from gptface_dist.training import fp8_study as study
 
     options = study.prepared(load(Config, config, overrides or []))

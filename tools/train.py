@@ -42,6 +42,7 @@ def train(
         if place.rank == 0:
             folder.claim(options)
         with host.hushed():
+            host.import_libraries()
             from gptface_dist.training.run import train as run
         run(options, vocabulary, watch)
 

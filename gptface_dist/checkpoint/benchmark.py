@@ -122,6 +122,7 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // world)))
     warnings.filterwarnings("ignore")
     with host.hushed():
+        host.import_libraries()
         from gptface_dist.engine import groups, probe
         from gptface_dist.engine.engine import Engine
         from gptface_dist.engine.state import EngineState

@@ -197,6 +197,7 @@ def _work(rank: int, world: int, port: int, work: Workload, rounds: int, steps: 
 
     # DeepSpeed's pipeline prints its partition each time it is built.
     with host.hushed():
+        host.import_libraries()
         from gptface_dist.engine import groups
 
         groups.join(Place(rank, world, rank, port=port), None, TIMEOUT_S)

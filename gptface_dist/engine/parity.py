@@ -5,16 +5,14 @@ The same made-up batches go through both; the plain model always computes in flo
 that ignores it) are measured against the whole.
 """
 
-import contextlib
+import functools
 import gc
 import itertools
 import json
 import math
-import os
 import socket
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
+from gptface_dist import host
 from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.stream import Block, Delivered, Origin
@@ -135,8 +134,12 @@ def batches(case: Case, step: int) -> list[Batch[Tensor]]:
     return made
 
 
-def reference(case: Case, optimizer: Any) -> Iterator[tuple[float, float, dict[str, Tensor]]]:
-    """Loss, norm before clipping, and every gradient before clipping of the plain model, step by step."""
+@functools.lru_cache(maxsize=4)
+def truth(case: Case, optimizer: OptimizerOptions) -> list[tuple[float, float, dict[str, Tensor]]]:
+    """Loss, norm before clipping, and every gradient before clipping of the plain model, step by step.
+
+    Nothing in it depends on the layout or on how steps are computed: cases that differ in these alone share it.
+    """
     model = GPTFace(case.model, VOCABULARY)
     initialise(model, case.seed)
     decay = {p.name: optimizer.weight_decay if p.decay else 0.0 for p in parameters(case.model, VOCABULARY)}
@@ -146,6 +149,7 @@ def reference(case: Case, optimizer: Any) -> Iterator[tuple[float, float, dict[s
         betas=(optimizer.beta1, optimizer.beta2),
         eps=optimizer.eps,
     )
+    steps = []
     for step in range(case.steps):
         adam.zero_grad()
         found = []
@@ -160,7 +164,8 @@ def reference(case: Case, optimizer: Any) -> Iterator[tuple[float, float, dict[s
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)
         adam.step()
-        yield loss.item(), norm.item(), gradients
+        steps.append((loss.item(), norm.item(), gradients))
+    return steps
 
 
 def compare(case: Case) -> Found:
@@ -183,7 +188,8 @@ def compare(case: Case) -> Found:
     reader = GradientReader(engine)
     found = Found(str(case), tolerance=case.tolerance or TOLERANCE[case.engine.dtype])
     rank, each = groups.get_data_parallel_rank(), case.micro_batches // case.layout.dp
-    for step, (loss, norm, wanted) in enumerate(reference(case, optimizer)):
+    plain = replace(case, layout=Layout(zero=0), engine=EngineOptions(), tolerance=None)
+    for step, (loss, norm, wanted) in enumerate(truth(plain, optimizer)):
         result = engine.step(batches(case, step)[rank * each : (rank + 1) * each])
         found.losses.append(result.loss)
         found.gathered.append(result.gathered_bytes)
@@ -206,7 +212,8 @@ def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_
     torch.set_num_threads(1)
     # DeepSpeed and megatron-core greet on import, eight times over; these processes have nothing else to say.
     warnings.filterwarnings("ignore")
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+    with host.hushed():
+        host.import_libraries()
         from gptface_dist.engine import engine, groups
 
         del engine  # Imported for what it imports: DeepSpeed collects garbage with each engine, which may skip all that.

@@ -1,6 +1,5 @@
 """Training jobs of any world size in processes that are spawned once: each job takes the first of them."""
 
-import contextlib
 import errno
 import json
 import multiprocessing
@@ -18,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
+from gptface_dist import host
 from gptface_dist.checkpoint.folder import name_of
 from gptface_dist.checkpoint.load import damage, load
 from gptface_dist.checkpoint.manifest import Manifest
@@ -125,7 +125,8 @@ def work(rank: int, jobs: list[Job], processes: int, port: int, folder: str, tur
     """One spawned process. ``turn`` is a barrier: who has no part in a job waits without taking time from the others."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+    with host.hushed():
+        host.import_libraries()
         from gptface_dist.engine import groups
 
         # One for all worlds: a port that was free when the first began may not be when the last does.

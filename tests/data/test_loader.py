@@ -96,7 +96,7 @@ def test_identical_on_any_number_of_ranks_and_workers(
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "stop"), [((1, 0), (4, 0), 1), ((4, 0), (2, 3), 5), ((2, 3), (1, 1), 9), ((1, 1), (1, 0), 13)]
+    ("before", "after", "stop"), [((1, 0), (4, 0), 1), ((4, 0), (1, 3), 5), ((1, 3), (2, 1), 9), ((1, 1), (1, 0), 13)]
 )
 def test_resumes_on_another_number_of_ranks(
     folders: list[Path], truth: list[list[bytes]], before: tuple[int, int], after: tuple[int, int], stop: int

@@ -1,10 +1,8 @@
 """FP8 attention in a layout is that of one process: scales belong to one head of one sequence, which no ranks share."""
 
-import contextlib
 import dataclasses
 import functools
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
+from gptface_dist import host
 from gptface_dist.engine import parity
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import VOCABULARY, Case
@@ -80,7 +79,8 @@ def work(rank: int, world: int, port: int, layout: Layout, folder: Path) -> None
     """One spawned process: alone it writes what it found, with others how far it is from that."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+    with host.hushed():
+        host.import_libraries()
         from megatron.core import parallel_state
 
         from gptface_dist.engine import groups

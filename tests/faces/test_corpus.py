@@ -25,6 +25,7 @@ from gptface_dist.faces import head_model
 from gptface_dist.faces.attributes import Attributes, draw_attributes
 from gptface_dist.faces.corpus import Recipe, Rendering
 from gptface_dist.faces.materials import LABELS
+from tests.processes import interruptible
 
 SIZE, COUNT, SHARD_SIZE = 32, 10, 4
 RECIPE = Recipe(seed=3, size=SIZE, shard_size=SHARD_SIZE)
@@ -270,15 +271,12 @@ def command(out: Path, *arguments: str) -> list[str]:
     return [*render, "--seed", "3", "--size", str(SIZE), "--shard-size", "4", *arguments]
 
 
-def start(out: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """A rendering in a session of its own, once it has finished two shards."""
-    process = subprocess.Popen(command(out, *arguments), stderr=subprocess.PIPE, text=True, start_new_session=True)
+def wait_for_two_shards(out: Path, process: "subprocess.Popen[str]") -> None:
     for _ in range(3000):
         if (out / "00001.tar").exists() or process.poll() is not None:
             break
         time.sleep(0.01)
     assert process.poll() is None, process.stderr and process.stderr.read()
-    return process
 
 
 def wait_for_end(group: int) -> None:
@@ -295,14 +293,15 @@ def wait_for_end(group: int) -> None:
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_an_ended_run_goes_on_where_it_was(corpus: Path, tmp_path: Path, how: str) -> None:
     out = tmp_path / "faces"
-    process = start(out, "--count", "1000", "--workers", "2")
-    if how == "killed":
-        process.kill()
-    else:
-        # As a terminal does it: to the program and its workers alike.
-        os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=30)
-    wait_for_end(process.pid)
+    with interruptible(command(out, "--count", "1000", "--workers", "2"), stderr=subprocess.PIPE, text=True) as process:
+        wait_for_two_shards(out, process)
+        if how == "killed":
+            process.kill()
+        else:
+            # As a terminal does it: to the program and its workers alike.
+            os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+        wait_for_end(process.pid)
     if how == "interrupted":
         assert process.returncode == 130
         assert error == "gptface: interrupted\n"

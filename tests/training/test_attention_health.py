@@ -1,9 +1,7 @@
 """Reports on FP8 attention during training: what is sick is found, the same in every layout, and falls back for good."""
 
-import contextlib
 import json
 import logging
-import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import yaml
 from torch.multiprocessing.spawn import start_processes
 from typer.testing import CliRunner
 
+from gptface_dist import host
 from gptface_dist.engine import parity
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
@@ -135,7 +134,8 @@ def work(rank: int, world: int, port: int, jobs: list[Job], folder: Path) -> Non
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     Parameter.initial = initial  # type: ignore[method-assign]
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+    with host.hushed():
+        host.import_libraries()
         from gptface_dist.engine import groups
 
         Place(rank, world, rank, port=port).export()

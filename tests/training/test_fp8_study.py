@@ -1,10 +1,8 @@
 """FP8 attention costs no more loss than another seed does; what is broken in it does."""
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
+from gptface_dist import host
 from gptface_dist.config import Config
 from gptface_dist.data import tokens
 from gptface_dist.data.batch import BatchOptions
@@ -70,7 +69,8 @@ def work(_rank: int, folder: Path) -> None:
     """One spawned process: the study as it is, and of a recipe that is broken."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+    with host.hushed():
+        host.import_libraries()
         from gptface_dist.training.fp8_study import compare, prepared
 
         options, taken, done = prepared(config(folder)), [], []
