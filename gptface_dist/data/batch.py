@@ -36,6 +36,9 @@ class BatchOptions:
     kernels like."""
     swap_share: float = 0.5
     """Probability that the image of a sample with a caption is another sample's (image-text matching)."""
+    crossed_share: float = 0.0
+    """Share of blocks that train matching alone, unmasked, on crossed pairs: two captions, each with both images. Blocks
+    then have a multiple of 4 samples."""
 
     def __post_init__(self) -> None:
         if self.text_length < 1 or self.buckets < 1 or self.multiple_of < 1:
@@ -43,6 +46,8 @@ class BatchOptions:
             raise UserError(f"text_length, buckets and multiple_of must be at least 1, got {found}")
         if not 0 <= self.swap_share < 1:
             raise UserError(f"swap_share must be at least 0 and below 1, got {self.swap_share}")
+        if not 0 <= self.crossed_share <= 1:
+            raise UserError(f"crossed_share must lie between 0 and 1, got {self.crossed_share}")
 
     def lengths(self, image_tokens: int) -> list[int]:
         """The padded lengths, ascending; the last one holds every sequence."""
@@ -101,7 +106,7 @@ class _Draws:
     text_mask: tuple[np.ndarray, np.ndarray]
     """Chosen tokens and their actions, of one of masking's functions."""
     image_mask: np.ndarray
-    """Bool [H, W]: :func:`masking.mask_image`, or none where captioning or matching alone is trained."""
+    """Bool [H, W]: :func:`masking.mask_image`, or nothing where captioning or matching alone is trained."""
     random_ids: np.ndarray
     """int64 [k]: text ids for the k tokens that become random ones."""
     swap: float
@@ -139,21 +144,22 @@ class BatchBuilder:
         """One batch of all samples of the blocks, padded to the shortest of ``lengths`` that holds them."""
         texts, images, draws = [], [], []
         for block in blocks:
-            drawn = [self._draw(sample) for sample in block.samples]
-            partners = self._partners(block.samples, drawn)
-            texts += block.samples
-            images += [block.samples[partner] for partner in partners]
-            draws += drawn
+            rng = random("crossed", self._seed, block.number)
+            crossed = rng.random() < self._options.crossed_share
+            drawn = [self._draw(sample, whole=crossed) for sample in block.samples]
+            pairs = self._crossed(block.samples, drawn, rng) if crossed else self._swapped(block.samples, drawn)
+            texts += [block.samples[text] for text, _ in pairs]
+            images += [block.samples[image] for _, image in pairs]
+            draws += [drawn[text] for text, _ in pairs]
         return self._assemble(texts, images, draws)
 
-    def _draw(self, sample: Delivered[TokenSample]) -> _Draws:
-        """All that is random about a sample, in a fixed order of draws."""
+    def _draw(self, sample: Delivered[TokenSample], whole: bool) -> _Draws:
+        """All that is random about a sample, in a fixed order of draws; ``whole``: nothing is masked."""
         rng = random("sample", self._seed, sample.origin.epoch, sample.origin.key)
         which, swap, partner, task = rng.random(4).tolist()
         caption = sample.value.caption(int(which * len(sample.value.captions)))[: self._options.text_length]
-        if task < self._masking.caption_share + self._masking.whole_share:
-            captioning = task < self._masking.caption_share
-            text_mask = masking.mask_caption(len(caption), rng) if captioning else masking.mask_nothing(len(caption))
+        if whole or task < self._masking.caption_share:
+            text_mask = masking.mask_nothing(len(caption)) if whole else masking.mask_caption(len(caption), rng)
             image_mask = np.zeros(self._grid, dtype=bool)
         else:
             if task >= 1 - self._masking.drop_share:
@@ -163,21 +169,39 @@ class BatchBuilder:
         random_ids = rng.integers(self._vocabulary.text_size, size=int((text_mask[1] == masking.RANDOM).sum()))
         return _Draws(caption, text_mask, image_mask, random_ids, swap, partner)
 
-    def _partners(self, samples: list[Delivered[TokenSample]], draws: list[_Draws]) -> list[int]:
-        """Whose image each sample gets: its own, or one that its caption, cut as it is, does not describe.
+    def _swapped(self, samples: list[Delivered[TokenSample]], draws: list[_Draws]) -> list[tuple[int, int]]:
+        """Each caption with its own image, or with one that it does not describe.
 
         A dropped caption says nothing, which is true of every image: such a sample keeps its own and counts as matched.
         """
-        length = self._options.text_length
+        described = self._described(samples)
         partners = list(range(len(samples)))
-        described = [_texts(sample.value.captions[:, :length]) for sample in samples]
         for own, drawn in enumerate(draws):
             if len(drawn.caption) and drawn.swap < self._options.swap_share:
                 caption = drawn.caption.tobytes()
                 others = [i for i, captions in enumerate(described) if caption not in captions]
                 if others:
                     partners[own] = others[int(drawn.partner * len(others))]
-        return partners
+        return list(enumerate(partners))
+
+    def _crossed(
+        self, samples: list[Delivered[TokenSample]], draws: list[_Draws], rng: np.random.Generator
+    ) -> list[tuple[int, int]]:
+        """Each caption with its own image and with another one's, of half of the samples, drawn by chance.
+
+        Every caption and every image is in as many matched as swapped pairs, so that only what they say of each other tells
+        the two apart. Where a caption describes both images, four samples stay as they are instead.
+        """
+        described = self._described(samples)
+        pairs: list[tuple[int, int]] = []
+        for a, b, c, d in rng.permutation(len(samples)).reshape(-1, 4).tolist():
+            alike = draws[a].caption.tobytes() in described[b] or draws[b].caption.tobytes() in described[a]
+            pairs += [(a, a), (b, b), (c, c), (d, d)] if alike else [(a, a), (a, b), (b, b), (b, a)]
+        return pairs
+
+    def _described(self, samples: list[Delivered[TokenSample]]) -> list[set[bytes]]:
+        """The captions of each image, cut as they are used."""
+        return [_texts(sample.value.captions[:, : self._options.text_length]) for sample in samples]
 
     def _assemble(
         self, texts: list[Delivered[TokenSample]], images: list[Delivered[TokenSample]], draws: list[_Draws]

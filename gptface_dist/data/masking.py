@@ -5,10 +5,9 @@ the tokens are covered; each span is replaced by [MASK] (80 %), by random tokens
 Images are masked in two-dimensional blocks at a ratio cos(pi u / 2), u ~ U(0, 1), as in MaskGIT (Chang et al. 2022), which
 reaches 100 %: generation from nothing is trained. Both are reconstructions: GPTFace's own numbers are not public.
 
-Three shares of the samples are masked otherwise. 15 % of a text hardly trains captioning from nothing, so in ``caption_share``
+Two shares of the samples are masked otherwise. 15 % of a text hardly trains captioning from nothing, so in ``caption_share``
 of them the text is masked by the cosine law and the image left whole. Classifier-free guidance (Ho and Salimans 2022) compares
-with a model that has seen images without text, so ``drop_share`` of them have no text. And what matches is hard to tell where
-most of the image is masked, so in ``whole_share`` of them nothing is, and only matching is learned.
+with a model that has seen images without text, so ``drop_share`` of them have no text.
 """
 
 import functools
@@ -47,8 +46,6 @@ class MaskingOptions:
     """Share of samples that train captioning: the image is left whole, the text masked by the cosine law, up to all of it."""
     drop_share: float = 0.1
     """Share of samples that are given an empty text, for classifier-free guidance."""
-    whole_share: float = 0.0
-    """Share of samples of which nothing is masked: they train matching alone, on what scoring and reranking will see."""
 
     def __post_init__(self) -> None:
         if not 0 < self.text_ratio <= 1:
@@ -61,11 +58,9 @@ class MaskingOptions:
             raise UserError(
                 f"mask_share {self.mask_share} and random_share {self.random_share} must be shares that add up to 1 or less"
             )
-        shares = (self.caption_share, self.drop_share, self.whole_share)
-        if min(shares) < 0 or sum(shares) > 1:
+        if min(self.caption_share, self.drop_share) < 0 or self.caption_share + self.drop_share > 1:
             raise UserError(
-                f"caption_share {self.caption_share}, drop_share {self.drop_share} and whole_share {self.whole_share} "
-                "must be shares that add up to 1 or less"
+                f"caption_share {self.caption_share} and drop_share {self.drop_share} must be shares that add up to 1 or less"
             )
         if self.block_smallest < 1 or self.block_aspect < 1:
             raise UserError(f"block_smallest and block_aspect must be at least 1: {self.block_smallest}, {self.block_aspect}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from gptface_dist.data.batch import BatchOptions
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.stream import StreamOptions
+from gptface_dist.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,7 @@ class DataConfig:
     """File of sample keys to leave out, one a line."""
     max_bad_fraction: float = 0.01
     """Share of unreadable samples past which the run stops."""
+
+    def __post_init__(self) -> None:
+        if self.batch.crossed_share and self.order.block % 4:
+            raise UserError(f"batch.crossed_share needs order.block to be a multiple of 4, got {self.order.block}")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
 from gptface_dist.data.masking import MaskingOptions
+from gptface_dist.data.options import DataConfig
 from gptface_dist.data.stream import Block, BlockReader, Delivered, Origin, StreamOptions
 from gptface_dist.data.tokens import TokenDecoder, TokenSample
 from gptface_dist.errors import UserError
@@ -203,25 +204,73 @@ def test_dropped_captions_leave_the_image_alone_and_are_never_swapped() -> None:
     assert swapped(batch) == list(range(8))
 
 
-def test_whole_samples_are_not_masked_and_predict_nothing_but_the_match() -> None:
-    masking = MaskingOptions(caption_share=0, drop_share=0, whole_share=1)
-    batch = builder(BatchOptions(text_length=32, swap_share=0.5), masking=masking)([block([[[i] * 20] for i in range(8)])])
-    assert (batch.labels == IGNORE).all()
-    for i, image in enumerate(swapped(batch)):
-        assert batch.tokens[i, 1:21].tolist() == [i] * 20
-        codes = batch.tokens[i][batch.segments[i] == IMAGE]
-        assert codes.tolist() == [VOCABULARY.image_offset + image] * (GRID[0] * GRID[1])
-        assert batch.matched[i] == (image == i)
-    assert 0 < batch.matched.sum() < 8
+def crossed(
+    captions: list[list[list[int]]], number: int, masking: MaskingOptions = BOTH
+) -> tuple[list[tuple[int, int]], Batch]:
+    """The (text, image) pairs of a block of matching alone, and its batch."""
+    make = builder(BatchOptions(text_length=32, crossed_share=1), masking=masking)
+    batch = make([dataclasses.replace(block(captions), number=number)])
+    texts = [int(origin.key[1:]) for origin in batch.text_origins]
+    return list(zip(texts, swapped(batch), strict=True)), batch
+
+
+def test_crossed_pairs_have_every_caption_and_image_in_both_kinds_and_no_masks() -> None:
+    used = np.zeros(8)
+    for number in range(200):
+        # Captions that would often be dropped or masked: not here.
+        pairs, batch = crossed([[[i] * 20] for i in range(8)], number, MaskingOptions(caption_share=0.5, drop_share=0.5))
+        assert (batch.labels == IGNORE).all()
+        for row, (text, image) in enumerate(pairs):
+            assert batch.tokens[row, 1:21].tolist() == [text] * 20
+            codes = batch.tokens[row][batch.segments[row] == IMAGE]
+            assert codes.tolist() == [VOCABULARY.image_offset + image] * (GRID[0] * GRID[1])
+            assert batch.matched[row] == (text == image)
+        for side in (0, 1):
+            kinds = [(pair[side], pair[0] == pair[1]) for pair in pairs]
+            assert sorted(kinds) == sorted((sample, kind) for sample in {one for one, _ in kinds} for kind in (False, True))
+        used[[text for text, _ in pairs]] += 1
+    # Half of the samples each time; 200 draws of 1/2 have a standard deviation of 7.
+    assert used.sum() == 200 * 4
+    assert used == pytest.approx(np.full(8, 100), abs=30)
+
+
+def test_captions_that_describe_both_images_are_not_crossed() -> None:
+    captions = [[[1]], [[1], [2]], [[3]], [[3]]]
+    for number in range(60):
+        pairs, batch = crossed(captions, number)
+        negatives = [pair for pair in pairs if pair[0] != pair[1]]
+        assert {(0, 1), (2, 3), (3, 2)}.isdisjoint(negatives)
+        assert len(pairs) == 4
+        assert batch.matched.sum() == 4 - len(negatives)
+        # Where nothing could be crossed, all four are there once.
+        assert negatives or sorted(pairs) == [(i, i) for i in range(4)]
+
+
+def test_blocks_that_cannot_be_crossed_are_refused() -> None:
+    with pytest.raises(UserError, match=r"order\.block to be a multiple of 4"):
+        DataConfig("", [], order=StreamOptions(block=6), batch=BatchOptions(crossed_share=0.1))
+
+
+def test_a_share_of_the_blocks_is_crossed_and_the_others_stay_as_they_were() -> None:
+    captions = [[[i] * 20] for i in range(8)]
+    without, share = builder(), builder(BatchOptions(text_length=32, crossed_share=0.3))
+    same = 0
+    for number in range(600):
+        one = dataclasses.replace(block(captions, epoch=number), number=number)
+        plain, found = without([one]), share([one])
+        alike = np.array_equal(plain.tokens, found.tokens) and np.array_equal(plain.labels, found.labels)
+        same += alike
+        assert alike or (found.labels == IGNORE).all()
+    # Standard error 0.019.
+    assert same / 600 == pytest.approx(0.7, abs=0.07)
 
 
 def test_shares_of_samples_are_those_of_the_options() -> None:
-    text, image, length, matched = masked_shares(MaskingOptions(caption_share=0.3, drop_share=0.2, whole_share=0.1), 400).T
+    text, image, length, matched = masked_shares(MaskingOptions(caption_share=0.3, drop_share=0.2), 400).T
     # Standard error of a share is below 0.009 here. Other samples have at least one masked token of the image.
     assert ((image == 0) & (text > 0)).mean() == pytest.approx(0.3, abs=0.035)
-    assert ((image == 0) & (text == 0)).mean() == pytest.approx(0.1, abs=0.025)
     assert (length == 0).mean() == pytest.approx(0.2, abs=0.035)
-    assert not ((image == 0) & (length == 0)).any()
+    assert not ((image == 0) & (text == 0)).any()
     assert matched[length > 0].mean() == pytest.approx(0.5, abs=0.045)
 
 
@@ -266,6 +315,6 @@ def test_another_grid_than_the_index_says_is_refused() -> None:
 
 
 def test_impossible_options_are_refused() -> None:
-    for wrong in ({"text_length": 0}, {"buckets": 0}, {"swap_share": 1.0}, {"swap_share": -0.1}):
+    for wrong in ({"text_length": 0}, {"buckets": 0}, {"swap_share": 1.0}, {"swap_share": -0.1}, {"crossed_share": 1.1}):
         with pytest.raises(UserError):
             BatchOptions(**wrong)  # type: ignore[arg-type]
