@@ -36,7 +36,7 @@ types: $(INSTALLED)  ## types: mypy
 	MYPYPATH=build/types $(BIN)/mypy -p gptface_dist
 
 test: $(INSTALLED)  ## the whole test suite
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The quickstart's sizes, configuration, layout and folder. Faces are rendered at FACES pixels and learned at SIZE.
 COUNT ?= 3000

@@ -40,7 +40,7 @@ def test_a_few_pieces(tmp_path: Path) -> None:
         timeout=300,
     )
     saving, loading = json.loads(done.stdout.splitlines()[-1])
-    # Pieces are of 16 MiB, the state is of 211 MB.
+    # Pieces are of 16 MiB, of which three are in memory, and the allocator's own; the state is of 211 MB.
     print(saving, loading)
-    assert saving < 3 * 2**24
-    assert loading < 3 * 2**24
+    assert saving < 4 * 2**24
+    assert loading < 4 * 2**24
