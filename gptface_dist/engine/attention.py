@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as groups
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gptface_dist.engine.engine import Engine
 from gptface_dist.kernels.attention import health
 from gptface_dist.kernels.attention.health import Health
+from gptface_dist.kernels.attention.norm import QkNorm
 from gptface_dist.kernels.attention.options import Fp8Options
 from gptface_dist.model.stage_layer import CoreAttention, StageLayer
 
@@ -36,9 +38,9 @@ class Given:
     """What one layer's attention was given: this rank's heads of B sequences."""
 
     q: Tensor
-    """[B, L, N, D]."""
+    """[B, L, N, D], through QK-norm where the model has it."""
     k: Tensor
-    """[B, L, N, D]."""
+    """[B, L, N, D], likewise."""
     v: Tensor
     """[B, L, N, D]."""
     lengths: Tensor
@@ -57,21 +59,31 @@ class AttentionProbe:
     def __init__(self, engine: Engine, sequences: int):
         self._engine, self._sequences = engine, sequences
         self._given: dict[int, Given] = {}
+        self._norms: dict[int, list[Tensor]] = {}
         self._hooks: list[RemovableHandle] = []
 
     def begin(self) -> None:
         """The next forward pass is that of a step's first micro-batch."""
-        if groups.get_data_parallel_rank() == 0:
-            self._hooks = [
-                attention.register_forward_hook(lambda _, inputs, output, layer=layer: self._keep(layer, inputs, output))
-                for layer, attention in attentions(self._engine)
-            ]
+        for layer, attention in attentions(self._engine) if groups.get_data_parallel_rank() == 0 else ():
+            for norm in (attention.q_norm, attention.k_norm) if attention.qk_norm else ():
+                # Under ZeRO-3 this is the only moment at which a norm's weights are there.
+                keep_norm = partial(self._keep_norm, layer)
+                self._hooks.append(norm.register_forward_hook(keep_norm))
+            keep = partial(self._keep, layer, attention.eps)
+            self._hooks.append(attention.register_forward_hook(keep))
 
-    def _keep(self, layer: int, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def _keep_norm(self, layer: int, _module: nn.Module, _inputs: tuple[()], affine: Tensor) -> None:
+        if layer not in self._given:
+            self._norms.setdefault(layer, []).append(affine.detach())
+
+    def _keep(self, layer: int, eps: float, _module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if layer in self._given:
             return  # A later micro-batch, or the same one computed again.
         query, key, value, seen = inputs
         q, k, v = (x[:, : self._sequences].detach().transpose(0, 1).clone() for x in (query, key, value))
+        if layer in self._norms:
+            of_q, of_k = self._norms.pop(layer)
+            q, k = QkNorm(of_q, of_k, eps)(q, k)
         self._given[layer] = given = Given(q, k, v, seen[: self._sequences].flatten(1).sum(1))
 
         def keep_gradient(gradient: Tensor) -> None:

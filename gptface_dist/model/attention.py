@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptface_dist.errors import UserError
+from gptface_dist.kernels.attention.norm import QkNorm
 from gptface_dist.kernels.attention.operator import fp8_attention
 from gptface_dist.kernels.attention.options import HEAD_SIZES, Fp8Options, Sequences
 
@@ -57,13 +58,15 @@ class AttentionOptions:
         return fits and torch.cuda.get_device_capability(x.device) == HOPPER
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, options: AttentionOptions) -> Tensor:
-    """softmax(Q K^T / sqrt(D)) V of [B, L, N, D] tensors, without dropout.
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, options: AttentionOptions, norm: QkNorm | None = None) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V of [B, L, N, D] tensors, without dropout; ``norm`` is applied to Q and K first.
 
     ``seen`` bool [B, 1, 1, L]: which tokens may be attended to; those of a sequence stand before its padding. Returns
     [B, L, N, D]; what it holds at padding differs between the kernels and has no influence.
     """
     if options.in_fp8(q):
-        return fp8_attention(q, k, v, Sequences.padded(seen.sum(-1).flatten(), seen.shape[-1]), options.fp8)
+        return fp8_attention(q, k, v, Sequences.padded(seen.sum(-1).flatten(), seen.shape[-1]), options.fp8, norm)
+    if norm is not None:
+        q, k = norm(q, k)
     attended = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=seen)  # type: ignore[misc,arg-type]
     return attended.transpose(1, 2)

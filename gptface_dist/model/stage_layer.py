@@ -9,7 +9,6 @@ from megatron.core import parallel_state as groups
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptface_dist.engine.options import EngineOptions
+from gptface_dist.kernels.attention.norm import QkNorm
 from gptface_dist.layout import Layout
 from gptface_dist.model import specs
 from gptface_dist.model.attention import AttentionOptions
@@ -37,7 +37,6 @@ def megatron_config(options: ModelOptions, layout: Layout, engine: EngineOptions
         layernorm_epsilon=options.norm_eps,
         activation_func=F.silu if options.activation == "swiglu" else F.gelu,
         gated_linear_unit=options.activation == "swiglu",
-        qk_layernorm=options.qk_norm,
         hidden_dropout=options.hidden_dropout,
         attention_dropout=options.attention_dropout,
         tensor_model_parallel_size=layout.tp,
@@ -64,26 +63,17 @@ def megatron_config(options: ModelOptions, layout: Layout, engine: EngineOptions
 
 
 class SharedNorm(nn.Module):
-    """LayerNorm whose weights every tensor-parallel rank has, applied to a part of what they serve: a part of the
-    sequence (sequence parallelism), or a part of the heads. Their gradients are summed over the ranks in the backward
-    pass, before the engine shards them.
+    """LayerNorm whose weights every tensor-parallel rank has. With sequence parallelism each applies them to a part of the
+    sequence, and their gradients are summed over the ranks in the backward pass, before the engine shards them.
     """
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        hidden_size: int,
-        eps: float,
-        normalise: specs.Norm,
-        partial: bool | None = None,
-        **_: Any,
-    ):
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, normalise: specs.Norm, **_: Any):
         super().__init__()
         self.normalise = normalise
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         self.bias = nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
         self.eps = eps
-        self.partial = config.sequence_parallel if partial is None else partial
+        self.partial = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden_size] -> the same."""
@@ -93,11 +83,19 @@ class SharedNorm(nn.Module):
         return self.normalise(x, weight, bias, self.eps)
 
 
-class HeadNorm(SharedNorm):
-    """Norm of queries or keys: every rank has other heads."""
+class HeadNorm(nn.Module):
+    """Weight and bias of the norm of queries or keys, which attention applies. Every tensor-parallel rank has them, for other
+    heads, so their gradients are summed over the ranks.
+    """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, normalise: specs.Norm, **_: Any):
-        super().__init__(config, hidden_size, eps, normalise, partial=True)
+    def __init__(self, size: int, dtype: torch.dtype):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(size, dtype=dtype))
+
+    def forward(self) -> Tensor:
+        """[2, D]: a copy, since ZeRO-3 takes the parameters away again."""
+        return copy_to_tensor_model_parallel_region(torch.stack([self.weight, self.bias]))
 
 
 class SharedBias:
@@ -122,11 +120,14 @@ def again_in_backward(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
 
 class CoreAttention(nn.Module):
-    """Bidirectional attention of this rank's heads; padding is not attended to."""
+    """Bidirectional attention of this rank's heads, QK-norm included; padding is not attended to."""
 
-    def __init__(self, config: TransformerConfig, options: AttentionOptions, **_: Any):
+    def __init__(self, config: TransformerConfig, options: AttentionOptions, qk_norm: bool, **_: Any):
         super().__init__()
-        self.options, self.chance = options, config.attention_dropout
+        self.options, self.chance, self.eps = options, config.attention_dropout, config.layernorm_epsilon
+        if qk_norm:
+            self.q_norm, self.k_norm = (HeadNorm(config.kv_channels, config.params_dtype) for _ in range(2))
+        self.qk_norm = qk_norm
         self.masks: Masks | None = None
         """What dropout drops in the present micro-batch; None drops nothing."""
         self.recompute = False
@@ -134,14 +135,20 @@ class CoreAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
         """[L, B, N, D] each, bool [B, 1, 1, L] of tokens that are seen -> [L, B, N * D]."""
+        # Here, so that recomputation does not ask ZeRO-3 for the weights again.
+        norm = QkNorm(self.q_norm(), self.k_norm(), self.eps) if self.qk_norm else None
         if self.recompute:
-            return again_in_backward(self._attend, query, key, value, attention_mask, self.masks)
-        return self._attend(query, key, value, attention_mask, self.masks)
+            return again_in_backward(self._attend, query, key, value, attention_mask, self.masks, norm)
+        return self._attend(query, key, value, attention_mask, self.masks, norm)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor, masks: Masks | None) -> Tensor:
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor, masks: Masks | None, norm: QkNorm | None
+    ) -> Tensor:
         if masks is None or self.chance == 0:
             q, k, v = (x.transpose(0, 1) for x in (query, key, value))
-            return attend_undropped(q, k, v, seen, self.options).transpose(0, 1).flatten(2)
+            return attend_undropped(q, k, v, seen, self.options, norm).transpose(0, 1).flatten(2)
+        if norm is not None:
+            query, key = norm(query, key)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         first = groups.get_tensor_model_parallel_rank() * q.shape[1]
         attended = attend(q, k, v, seen, self.chance, masks, first)
@@ -201,8 +208,8 @@ class StageLayer(TransformerLayer):
 LOCAL_NAMES = {
     "input_layernorm": "attention_norm",
     "self_attention.linear_qkv": "qkv",
-    "self_attention.q_layernorm": "q_norm",
-    "self_attention.k_layernorm": "k_norm",
+    "self_attention.core_attention.q_norm": "q_norm",
+    "self_attention.core_attention.k_norm": "k_norm",
     "self_attention.linear_proj": "projection",
     "pre_mlp_layernorm": "mlp_norm",
     "mlp.linear_fc1": "mlp_in",
@@ -216,13 +223,10 @@ def layer_spec(options: ModelOptions, config: TransformerConfig, engine: EngineO
     column, row = specs.linear_layers(engine.spec)
     output = type("OutputLinear", (SharedBias, row), {})
     normalise = {"normalise": specs.norm(engine.norm)}
-    head_norm = ModuleSpec(HeadNorm, params=normalise) if options.qk_norm else IdentityOp
     attention = SelfAttentionSubmodules(
         linear_qkv=column,
-        core_attention=ModuleSpec(CoreAttention, params={"options": engine.attention}),
+        core_attention=ModuleSpec(CoreAttention, params={"options": engine.attention, "qk_norm": options.qk_norm}),
         linear_proj=output,
-        q_layernorm=head_norm,
-        k_layernorm=head_norm,
     )
     return ModuleSpec(
         module=StageLayer,

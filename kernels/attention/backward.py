@@ -1,4 +1,4 @@
-"""The backward kernels: a preparation of dO, then dK and dV by tiles of keys, and dQ by tiles of queries.
+"""The kernels of the gradients: dK and dV by tiles of keys, and dQ by tiles of queries.
 
 Two kernels recompute P rather than one that adds to dQ from many programs: no atomics, so the same bits every time. The
 one for dK and dV computes S^T = K Q^T, so that no result of a matrix product is ever transposed (a transposed one costs
@@ -17,7 +17,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from gptface_dist.kernels.attention.emulator import TINY
 from gptface_dist.kernels.attention.forward import Launch, columns, resident, resident_vector, rows
 from gptface_dist.kernels.attention.options import E4M3_MAX, TILE
-from gptface_dist.kernels.attention.quantise import ROWS, Quantised, Tiles, _saturated, copying_launch, strides
+from gptface_dist.kernels.attention.prepare import Prepared, Result
+from gptface_dist.kernels.attention.quantise import Quantised, Tiles, standardised, strides
 
 _FP8_MAX = tl.constexpr(E4M3_MAX)
 _TINY = tl.constexpr(TINY)
@@ -25,68 +26,32 @@ _FAR = tl.constexpr(1e30)
 
 
 @triton.jit
-def _prepare(
-    out, dout, p_max, starts, lengths, tiled_starts, v_scale, v_mean, v_norm,
-    dout_rows, dout_columns, dout_scale, delta, bounds, stride_b, stride_t, stride_h, capacity,
-    BACKWARD: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """One block's copies of dO, delta = rowsum(dO O), and the largest that dS and the rescaled P can be.
-
-    ``bounds`` [B, H, blocks, 2]. The emulator's backward has the formulas.
+def _through_norm(dy, raw, place, seen, affine, partial, eps, FIRST: tl.constexpr, D: tl.constexpr):
+    """The gradient [ROWS, D] of what QK-norm was given, of the gradient ``dy`` of what it gave; ``partial`` [2, D] gets this
+    tile's part of the gradients of its weight and bias.
     """
-    block, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths + sequence)
-    if block * ROWS >= tl.cdiv(length, TILE) * TILE:
-        return
-    rows, columns = block * ROWS + tl.arange(0, ROWS), tl.arange(0, D)
-    seen = (rows < length)[:, None]
-    place = sequence.to(tl.int64) * stride_b + (tl.load(starts + sequence) + rows)[:, None].to(tl.int64) * stride_t
-    place += head * stride_h + columns[None, :]
-    tiled = tl.load(tiled_starts + sequence) + rows
-    by_row = (head.to(tl.int64) * capacity + tiled[:, None]) * D + columns[None, :]
-    by_column = (head.to(tl.int64) * D + columns[None, :]) * capacity + tiled[:, None]
-    vector = head * capacity + tiled
-    index = sequence * tl.num_programs(1) + head
-
-    o = tl.load(out + place, mask=seen, other=0.0).to(tl.float32)
-    do = tl.load(dout + place, mask=seen, other=0.0).to(tl.float32)
-    if BACKWARD == "bf16":
-        half = do.to(dout_rows.dtype.element_ty)
-        tl.store(dout_rows + by_row, half)
-        tl.store(delta + vector, tl.sum(half.to(tl.float32) * o, 1))
-    else:
-        folded = tl.load(v_scale + index * D + columns)[None, :]
-        centred = tl.where(seen, o - tl.load(v_mean + index * D + columns)[None, :], 0.0)
-        scale = tl.maximum(tl.max(tl.abs(do * folded), 1), _TINY) / _FP8_MAX
-        do8 = _saturated(do * folded * (1.0 / scale)[:, None], dout_columns.dtype.element_ty)
-        tl.store(dout_columns + by_column, do8)
-        tl.store(dout_scale + vector, scale)
-        if BACKWARD == "fp8":
-            tl.store(dout_rows + by_row, do8)
-            unscaled = do8.to(tl.float32) / folded
-            known = unscaled * scale[:, None]
-            # As a multiple of the row's scale, like the product that it is taken from.
-            tl.store(delta + vector, tl.sum(unscaled * centred, 1))
-        else:
-            half = do.to(dout_rows.dtype.element_ty)
-            tl.store(dout_rows + by_row, half)
-            known = half.to(tl.float32)
-            tl.store(delta + vector, tl.sum(known * o, 1))
-        most = tl.load(p_max + vector)
-        norm = tl.sqrt(tl.sum(known * known, 1))
-        bound = norm * (tl.load(v_norm + index) + tl.sqrt(tl.sum(centred * centred, 1))) * most
-        tl.store(bounds + (index * tl.num_programs(0) + block) * 2, tl.max(bound, 0))
-        tl.store(bounds + (index * tl.num_programs(0) + block) * 2 + 1, tl.max(most * scale, 0))
+    columns = tl.arange(0, D)
+    unit, inverse = standardised(tl.load(raw + place, mask=seen, other=0.0).to(tl.float32), eps, D)
+    dy = tl.where(seen, dy, 0.0)
+    tl.store(partial + columns, tl.sum(dy * unit, 0))
+    tl.store(partial + D + columns, tl.sum(dy, 0))
+    dunit = dy * tl.load(affine + FIRST * D + columns)[None, :]
+    along = tl.sum(dunit * unit, 1) / D
+    return (dunit - (tl.sum(dunit, 1) / D)[:, None] - unit * along[:, None]) * inverse[:, None]
 
 
 @triton.jit
 def _dk_dv(
-    q_rows, q_back, k_rows, v_back, dout_rows, dout_columns, lse, delta, dout_scale, dk, dv,
-    starts, lengths, tiled_starts, qk_scale, v_scale, bounds, factor, log2_factor,
-    stride_b, stride_t, stride_h, capacity,
+    q_rows, q_back, k_rows, v_back, dout_rows, dout_columns, lse, delta, dout_scale, dk, dv, raw, affine, partial,
+    starts, lengths, tiled_starts, qk_scale, v_scale, bounds, factor, log2_factor, eps,
+    stride_b, stride_t, stride_h, raw_b, raw_t, raw_h, capacity,
     BACKWARD: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one tile of keys and values of one head."""
+    """Gradients of one tile of keys and values of one head.
+
+    With QK-norm, ``raw`` is K before it and ``partial`` [B, H, tiles, 2, D] gets the norm's gradients. (Not with specialised
+    warps, among which Triton 3.7.1 cannot share out sums over rows.)
+    """
     tile, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + sequence)
     end = tl.where(tile * KEYS < length, length, 0)
@@ -125,21 +90,25 @@ def _dk_dv(
         dk_sum = dk_sum * (factor * q_scale * ds_scale)
         dv_sum = dv_sum * (p_scale / tl.load(v_scale + index * D + tl.arange(0, D)))[None, :]
     keys = tile * KEYS + tl.arange(0, KEYS)
-    place = sequence.to(tl.int64) * stride_b + (tl.load(starts + sequence) + keys)[:, None].to(tl.int64) * stride_t
-    place += head * stride_h + tl.arange(0, D)[None, :]
+    at = (tl.load(starts + sequence) + keys)[:, None].to(tl.int64)
+    place = sequence.to(tl.int64) * stride_b + at * stride_t + head * stride_h + tl.arange(0, D)[None, :]
     seen = (keys < length)[:, None]
-    tl.store(dk + place, dk_sum.to(dk.dtype.element_ty), mask=seen)
     tl.store(dv + place, dv_sum.to(dv.dtype.element_ty), mask=seen)
+    if affine is not None:
+        given = sequence.to(tl.int64) * raw_b + at * raw_t + head * raw_h + tl.arange(0, D)[None, :]
+        partial += (index.to(tl.int64) * tl.num_programs(0) + tile) * 2 * D
+        dk_sum = _through_norm(dk_sum, raw, given, seen, affine, partial, eps, 2, D)
+    tl.store(dk + place, dk_sum.to(dk.dtype.element_ty), mask=seen)
 
 
 @triton.jit
 def _dq(
-    q_rows, k_rows, k_back, v_back, dout_rows, lse, delta, dout_scale, dq,
-    starts, lengths, tiled_starts, qk_scale, bounds, factor, log2_factor,
-    stride_b, stride_t, stride_h, capacity,
+    q_rows, k_rows, k_back, v_back, dout_rows, lse, delta, dout_scale, dq, raw, affine, partial,
+    starts, lengths, tiled_starts, qk_scale, bounds, factor, log2_factor, eps,
+    stride_b, stride_t, stride_h, raw_b, raw_t, raw_h, capacity,
     BACKWARD: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one tile of queries of one head."""
+    """Gradient of one tile of queries of one head; ``raw`` and ``partial`` as in :func:`_dk_dv`, of Q."""
     tile, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + sequence)
     end = tl.where(tile * QUERIES < length, length, 0)
@@ -171,9 +140,14 @@ def _dq(
 
     dq_sum = dq_sum * (factor if BACKWARD == "bf16" else factor * k_scale * ds_scale)
     rows = tile * QUERIES + tl.arange(0, QUERIES)
-    place = sequence.to(tl.int64) * stride_b + (tl.load(starts + sequence) + rows)[:, None].to(tl.int64) * stride_t
-    place += head * stride_h + tl.arange(0, D)[None, :]
-    tl.store(dq + place, dq_sum.to(dq.dtype.element_ty), mask=(rows < length)[:, None])
+    at = (tl.load(starts + sequence) + rows)[:, None].to(tl.int64)
+    place = sequence.to(tl.int64) * stride_b + at * stride_t + head * stride_h + tl.arange(0, D)[None, :]
+    seen = (rows < length)[:, None]
+    if affine is not None:
+        given = sequence.to(tl.int64) * raw_b + at * raw_t + head * raw_h + tl.arange(0, D)[None, :]
+        partial += (index.to(tl.int64) * tl.num_programs(0) + tile) * 2 * D
+        dq_sum = _through_norm(dq_sum, raw, given, seen, affine, partial, eps, 0, D)
+    tl.store(dq + place, dq_sum.to(dq.dtype.element_ty), mask=seen)
 
 
 def dk_dv_launch(specialize: bool) -> Launch:
@@ -187,55 +161,25 @@ def dq_launch(specialize: bool) -> Launch:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What the forward pass found."""
+class Normalised:
+    """What QK-norm was given and did."""
 
-    out: Tensor
-    """The output, contiguous."""
-    lse: Tensor
-    """Float32 [H capacity]: log2 of the sums of 2^scores; 1e30 in the padding of tiles."""
-    p_max: Tensor
-    """Float32 [H capacity]: upper bound of each row's largest P."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What the kernels of the gradients read of dO."""
-
-    rows: Tensor
-    """[H capacity, D]: what dP is made of, in FP8 with V's scales folded in, or in bf16."""
-    columns: Tensor
-    """FP8 [H D, capacity]: what dV is made of; not filled where the backward pass is in bf16."""
-    scale: Tensor
-    """Float32 [H capacity]: of each row in FP8; not filled where the backward pass is in bf16."""
-    delta: Tensor
-    """Float32 [H capacity]: row sums of dO O, as multiples of the scale where dP is in FP8."""
-    bounds: Tensor
-    """Float32 [B, H, 2]: the largest that dS, and P times the rows' scales, can be."""
-
-
-def prepare(dout: Tensor, x: Quantised, result: Result, tiles: Tiles, kind: str) -> Prepared:
-    """Make the copies of the output's gradient ``dout``, contiguous and of its shape, for the backward pass ``kind``."""
-    out = result.out
-    heads, size = out.shape[-2:]
-    batch, device, capacity = len(tiles.lengths), out.device, tiles.capacity
-    blocks = tiles.tiles * (TILE // ROWS)
-    by_row = torch.empty(heads * capacity, size, dtype=x.v_back.dtype, device=device)
-    by_column = torch.empty(heads * size, capacity, dtype=x.q_rows.dtype, device=device)
-    delta, scale = (torch.empty(heads * capacity, device=device) for _ in range(2))
-    bounds = torch.zeros(batch, heads, blocks, 2, device=device)
-    _prepare[(blocks, heads, batch)](
-        out, dout, result.p_max, tiles.starts, tiles.lengths, tiles.tiled_starts, x.v_scale, x.v_mean, x.v_norm,
-        by_row, by_column, scale, delta, bounds, *strides(out), capacity,
-        BACKWARD=kind, TILE=TILE, **copying_launch(size),
-    )  # fmt: skip
-    return Prepared(by_row, by_column, scale, delta, bounds.amax(2))
+    q: Tensor
+    """Queries before it, of the output's shape, last axis contiguous."""
+    k: Tensor
+    """Keys before it, with the queries' strides."""
+    affine: Tensor
+    """Float32 [4, D]: see :meth:`QkNorm.affine`."""
+    eps: float
+    """The norm's."""
 
 
 def backward(
-    do: Prepared, x: Quantised, result: Result, tiles: Tiles, factor: float, kind: str, specialize: bool
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, of the output's shape and dtype, zero beyond the lengths.
+    do: Prepared, x: Quantised, result: Result, tiles: Tiles, factor: float, kind: str, specialize: bool,
+    norm: Normalised | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, of the output's shape and dtype, zero beyond the lengths; and of the norm's ``affine``, float32
+    [4, D], or empty without a norm.
 
     Args:
         do: the output's gradient, prepared for the same ``kind``.
@@ -245,10 +189,13 @@ def backward(
         factor: what the scores are multiplied with, 1 / sqrt(D).
         kind: which products are in FP8, see :class:`Fp8Options`.
         specialize: see :class:`Launch`.
+        norm: what the copies were normalised by; None where they were not.
     """
     out = result.out
     heads, size = out.shape[-2:]
     batch, tokens = len(tiles.lengths), tiles.tiles * TILE
+    affine, eps, raw = (None, 0.0, (0, 0, 0)) if norm is None else (norm.affine, norm.eps, strides(norm.q))
+    q, k = (None, None) if norm is None else (norm.q, norm.k)
     place = (tiles.starts, tiles.lengths, tiles.tiled_starts)
     factors = (factor, factor * math.log2(math.e))
     dq, dk, dv = (torch.zeros_like(out) for _ in range(3))
@@ -256,19 +203,26 @@ def backward(
     def back(copy: Tensor, count: int) -> TensorDescriptor:
         return rows(copy, count) if kind == "bf16" else columns(copy, size, count)
 
+    def parts(count: int) -> Tensor | None:
+        return None if norm is None else torch.empty(batch, heads, triton.cdiv(tokens, count), 2, size, device=out.device)
+
     launch = dk_dv_launch(specialize)
     m, n = launch.queries, launch.keys
+    k_parts = parts(n)
     _dk_dv[(triton.cdiv(tokens, n), heads, batch)](
         rows(x.q_rows, m), back(x.q_back, m), x.k_rows, x.v_back,
         rows(do.rows, m), columns(do.columns, size, m), rows(result.lse, m), rows(do.delta, m), rows(do.scale, m),
-        dk, dv, *place, x.qk_scale, x.v_scale, do.bounds, *factors, *strides(out), tiles.capacity,
+        dk, dv, k, affine, k_parts, *place, x.qk_scale, x.v_scale, do.bounds, *factors, eps,
+        *strides(out), *raw, tiles.capacity,
         BACKWARD=kind, D=size, **launch.arguments(),
     )  # fmt: skip
     launch = dq_launch(specialize)
     m, n = launch.queries, launch.keys
+    q_parts = parts(m)
     _dq[(triton.cdiv(tokens, m), heads, batch)](
         x.q_rows, rows(x.k_rows, n), back(x.k_back, n), rows(x.v_back, n), do.rows, result.lse, do.delta, do.scale,
-        dq, *place, x.qk_scale, do.bounds, *factors, *strides(out), tiles.capacity,
+        dq, q, affine, q_parts, *place, x.qk_scale, do.bounds, *factors, eps, *strides(out), *raw, tiles.capacity,
         BACKWARD=kind, D=size, **launch.arguments(),
     )  # fmt: skip
-    return dq, dk, dv
+    daffine = [part.sum((0, 1, 2)) for part in (q_parts, k_parts) if part is not None]
+    return dq, dk, dv, torch.cat(daffine) if daffine else out.new_empty(0, dtype=torch.float32)

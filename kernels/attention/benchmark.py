@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gptface_dist.errors import UserError
-from gptface_dist.kernels.attention import operator
+from gptface_dist.kernels.attention import cudnn, operator
+from gptface_dist.kernels.attention.norm import QkNorm
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options, Sequences
 from gptface_dist.kernels.attention.reference import exact
 
@@ -113,23 +114,28 @@ def ceilings(timer: Timer, device: torch.device, side: int = 8192) -> tuple[floa
     return bandwidth, bf16, 2 * side**3 / fp8 / 1e9
 
 
-def compare(shape: Shape, timer: Timer, device: torch.device, specialize: bool) -> Iterator[Speed | str]:
-    """Time every way on one shape; a string says which way cannot be timed, and why."""
+def compare(shape: Shape, timer: Timer, device: torch.device, specialize: bool, qk_norm: bool = False) -> Iterator[Speed | str]:
+    """Time every way on one shape, with QK-norm if asked for; a string says which way cannot be timed, and why."""
     generator = torch.Generator(device).manual_seed(0)
     form = (shape.batch, shape.tokens, shape.heads, shape.size)
     q, k, v, dout = (torch.randn(form, generator=generator, device=device, dtype=torch.bfloat16) for _ in range(4))
+    unit = torch.tensor([[1.0], [0.0]], device=device, dtype=torch.bfloat16).expand(2, shape.size).contiguous()
+    norm = QkNorm(unit, unit, 1e-5) if qk_norm else None
     leaves = [x.requires_grad_() for x in (q, k, v)]
     lengths = torch.full((shape.batch,), shape.tokens, dtype=torch.int32, device=device)
     sequences = Sequences.padded(lengths, shape.tokens)
     one = (slice(0, 1), slice(None), slice(0, 1))
-    true = exact(q[one].detach(), k[one].detach(), v[one].detach(), lengths[:1], dout[one])
+    true = _true(q[one].detach(), k[one].detach(), v[one].detach(), lengths[:1], dout[one], norm)
+
+    def normed(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return (q, k) if norm is None else norm(q, k)
 
     def timed(way: str, attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Speed:
         out = attention(*leaves)
         gradients = torch.autograd.grad(out, leaves, dout, retain_graph=True)
         errors = [
             float((found[one].double() - wanted).norm() / wanted.norm())
-            for found, wanted in zip((out.detach(), *gradients), (true.out, true.dq, true.dk, true.dv), strict=True)
+            for found, wanted in zip((out.detach(), *gradients), true, strict=True)
         ]
         # Gradients are wanted: the forward pass is timed with all that it keeps for them.
         forward = timer(lambda: attention(*leaves))
@@ -139,6 +145,7 @@ def compare(shape: Shape, timer: Timer, device: torch.device, specialize: bool) 
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
 
         def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend = backend) -> Tensor:
+            q, k = normed(q, k)
             with sdpa_kernel(backend):
                 heads_first = (x.transpose(1, 2) for x in (q, k, v))
                 attended: Tensor = F.scaled_dot_product_attention(*heads_first)  # type: ignore[arg-type]
@@ -149,13 +156,49 @@ def compare(shape: Shape, timer: Timer, device: torch.device, specialize: bool) 
             yield timed(way, sdpa)
         except RuntimeError as error:
             yield f"{way}: {str(error).splitlines()[0]}"
+    given = [x.detach() for x in (*normed(q, k), v, dout)]
+    yield _cudnn(given, shape, timer, _true(given[0][one], given[1][one], given[2][one], lengths[:1], dout[one], None))
     for specialized in (False, True) if specialize else (False,):
         for backward in BACKWARDS:
             options = Fp8Options(backward, warp_specialize=specialized)
             way = f"fp8, backward {backward}{', specialised' if specialized else ''}"
-            yield timed(way, lambda q, k, v, options=options: operator.fp8_attention(q, k, v, sequences, options))  # type: ignore[misc]
-            forward_alone, backward_alone = _alone(q, k, v, dout, sequences, options, timer)
+
+            def eight(q: Tensor, k: Tensor, v: Tensor, options: Fp8Options = options) -> Tensor:
+                return operator.fp8_attention(q, k, v, sequences, options, norm)
+
+            def apart(q: Tensor, k: Tensor, v: Tensor, options: Fp8Options = options) -> Tensor:
+                return operator.fp8_attention(*normed(q, k), v, sequences, options)
+
+            yield timed(way, eight)
+            if norm is not None:
+                yield timed(f"{way}, QK-norm apart", apart)
+            forward_alone, backward_alone = _alone(given[0], given[1], given[2], dout, sequences, options, timer)
             yield Speed(f"{way}, quantised before", shape, forward_alone, backward_alone, None, None)
+
+
+def _true(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dout: Tensor, norm: QkNorm | None) -> list[Tensor]:
+    """Output and gradients of q, k, v in float64."""
+    leaves = [x.double().requires_grad_() for x in (q, k)]
+    given = leaves if norm is None else list(norm(leaves[0], leaves[1]))
+    true = exact(given[0].detach(), given[1].detach(), v, lengths, dout)
+    dq, dk = torch.autograd.grad(given, leaves, [true.dq, true.dk])
+    return [true.out, dq, dk, true.dv]
+
+
+def _cudnn(given: list[Tensor], shape: Shape, timer: Timer, true: list[Tensor]) -> Speed | str:
+    """cuDNN's FP8 attention of normalised bf16 q, k, v and the output's gradient, its tensors quantised before."""
+    why = cudnn.missing()
+    if why is not None:
+        return f"cudnn fp8: {why}"
+    try:
+        attention = cudnn.CudnnFp8(*given)
+        found = [x[:1, :, :1].double() for x in attention.results()]
+        errors = [float((x - wanted).norm() / wanted.norm()) for x, wanted in zip(found, true, strict=True)]
+        forward, backward = timer(attention.forward), timer(attention.backward)
+    # Whatever another package cannot do must not take our table with it; cuDNN's errors have no class in common.
+    except Exception as error:
+        return f"cudnn fp8: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return Speed("cudnn fp8, quantised before", shape, forward, backward, errors[0], max(errors[1:]))
 
 
 def _alone(
@@ -164,6 +207,7 @@ def _alone(
     """Milliseconds of the kernels of attention and of its gradients, without those that make FP8 copies."""
     from gptface_dist.kernels.attention import backward as kernels
     from gptface_dist.kernels.attention.forward import forward
+    from gptface_dist.kernels.attention.prepare import Result, prepare
     from gptface_dist.kernels.attention.quantise import Tiles, quantise
 
     kind, specialize, factor = options.backward, options.warp_specialize, 1 / math.sqrt(q.shape[-1])
@@ -175,8 +219,8 @@ def _alone(
         def attend() -> tuple[Tensor, Tensor, Tensor]:
             return forward(x, tiles, q, factor * math.log2(math.e), specialize)
 
-        result = kernels.Result(*attend())
-        prepared = kernels.prepare(dout, x, result, tiles, kind)
+        result = Result(*attend())
+        prepared = prepare(dout, x, result, tiles, kind)
         return timer(attend), timer(lambda: kernels.backward(prepared, x, result, tiles, factor, kind, specialize))
 
     with torch.no_grad():

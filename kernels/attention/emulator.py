@@ -93,9 +93,9 @@ def forward(
 ) -> tuple[Tensor, State]:  # fmt: skip
     """Attention of [B, N, H, D] tensors and int [B] ``lengths``; ``factor`` multiplies the scores, 1 / sqrt(D).
 
-    Returns [B, N, H, D] in q's dtype, zero beyond the lengths, and the state for :func:`backward`.
+    Returns [B, N, H, D] in v's dtype, zero beyond the lengths, and the state for :func:`backward`.
     """
-    dtype = q.dtype
+    dtype = v.dtype
     seen = (torch.arange(q.shape[1], device=q.device) < lengths.unsqueeze(1))[:, None, :, None]
     q, k, v = (torch.where(seen, x.transpose(1, 2).float(), 0) for x in (q, k, v))
     count = lengths.clamp(min=1)[:, None, None, None]

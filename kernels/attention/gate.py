@@ -4,6 +4,7 @@ Compiling shows that a kernel uses FP8 tensor-core instructions and fits the chi
 can show.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -18,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gptface_dist.kernels.attention import backward, forward, quantise
+from gptface_dist.kernels.attention import backward, forward, prepare, quantise
 from gptface_dist.kernels.attention.options import BACKWARDS, HEAD_SIZES, TILE
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -26,6 +27,15 @@ REGISTERS, SHARED = 255, 227 * 1024
 """Most registers a thread and bytes of shared memory a block can have on sm_90."""
 
 _FP8, _HALF, _FLOAT = "fp8e4nv", "bf16", "fp32"
+
+GRADIENTS = (
+    (backward._dk_dv, backward.dk_dv_launch, "dK, dV", "keys"),
+    (backward._dq, backward.dq_launch, "dQ", "queries"),
+)
+"""Kernel, how it is launched, name, and what it keeps."""
+
+NORMED = ", QK-norm"
+"""Ends the name of a kernel that applies it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ def _types(kernel: Any, element: dict[str, str], constants: dict[str, Any]) -> d
     """Types of a kernel's arguments in order: those given, and the usual ones of the rest."""
     usual = {"factor": _FLOAT, "log2_factor": _FLOAT, "capacity": "i32", "blocks": "i32"}
     usual |= dict.fromkeys(("starts", "lengths", "tiled_starts"), "*i32")
-    usual |= {f"stride_{axis}": "i32" for axis in "bth"}
+    usual |= {f"{name}_{axis}": "i32" for name in ("stride", "raw") for axis in "bth"} | {"eps": _FLOAT, "raw": f"*{_HALF}"}
     return {name: element.get(name) or usual.get(name) or f"*{_FLOAT}" for name in kernel.arg_names if name not in constants}
 
 
@@ -109,19 +119,20 @@ def cases(specialize: bool) -> Iterator[Case]:
         blocks = _blocks(launch, size, "fp8", "queries")
         types = _types(forward._forward, blocks | {"out": f"*{_HALF}"}, constants)
         yield Case(f"forward D{size} {words}", forward._forward, types, constants, options, 2, 0)
-        for back in BACKWARDS:
-            for kernel, made, name, keep in (
-                (backward._dk_dv, backward.dk_dv_launch, "dK, dV", "keys"),
-                (backward._dq, backward.dq_launch, "dQ", "queries"),
-            ):
-                launch = made(specialize)
-                constants = launch.arguments() | {"D": size, "BACKWARD": back}
-                options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
-                outputs = dict.fromkeys(("dk", "dv", "dq"), f"*{_HALF}")
-                types = _types(kernel, _blocks(launch, size, back, keep) | outputs, constants)
-                products = 4 if name == "dK, dV" else 3
-                half = {"fp8": 0, "mixed": 1, "bf16": products - 1}[back]
-                yield Case(f"{name} {back} D{size} {words}", kernel, types, constants, options, products - half, half)
+        # Triton 3.7.1 cannot share out the sums of the norm's gradient among specialised warps.
+        norms = (False,) if specialize else (False, True)
+        for normed, back, (kernel, made, name, keep) in itertools.product(norms, BACKWARDS, GRADIENTS):
+            launch = made(specialize)
+            constants = launch.arguments() | {"D": size, "BACKWARD": back}
+            if not normed:
+                constants |= dict.fromkeys(("raw", "affine", "partial"))
+            options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
+            outputs = dict.fromkeys(("dk", "dv", "dq"), f"*{_HALF}")
+            types = _types(kernel, _blocks(launch, size, back, keep) | outputs, constants)
+            products = 4 if name == "dK, dV" else 3
+            half = {"fp8": 0, "mixed": 1, "bf16": products - 1}[back]
+            title = f"{name} {back} D{size} {words}{NORMED * normed}"
+            yield Case(title, kernel, types, constants, options, products - half, half)
 
 
 def preparations() -> Iterator[Case]:
@@ -130,17 +141,25 @@ def preparations() -> Iterator[Case]:
         constants: dict[str, Any] = quantise.copying_launch(size)
         options = {"num_warps": constants.pop("num_warps"), "num_stages": 2}
         inputs = dict.fromkeys(("q", "k", "v", "out", "dout"), f"*{_HALF}")
-        types = _types(quantise._statistics, inputs, constants)
-        yield Case(f"statistics D{size}", quantise._statistics, types, constants, options, 0, 0)
-        smooth = constants | {"SMOOTH": True}
-        yield Case(f"scales D{size}", quantise._scales, _types(quantise._scales, {}, smooth), smooth, options, 0, 0)
+
+        def case(
+            name: str, kernel: Any, kinds: dict[str, str], more: dict[str, Any], size: int = size,
+            constants: dict[str, Any] = constants, options: dict[str, int] = options,
+        ) -> Case:  # fmt: skip
+            chosen = constants | more
+            return Case(name.format(size), kernel, _types(kernel, kinds, chosen), chosen, options, 0, 0)
+
+        yield case("scales D{}", quantise._scales, {}, {"SMOOTH": True})
+        for words, norm in (("", {"affine": None}), (NORMED, {})):
+            yield case("statistics D{}" + words, quantise._statistics, inputs, norm)
         for back in BACKWARDS:
-            chosen, kind = constants | {"BACKWARD": back, "TILE": TILE}, _HALF if back == "bf16" else _FP8
+            more, kind = {"BACKWARD": back, "TILE": TILE}, _HALF if back == "bf16" else _FP8
             copies = dict.fromkeys(("q_rows", "k_rows", "v_columns", "dout_columns"), f"*{_FP8}")
             copies |= dict.fromkeys(("q_back", "k_back"), f"*{kind}")
             copies |= dict.fromkeys(("v_back", "dout_rows"), f"*{_FP8 if back == 'fp8' else _HALF}")
-            for kernel, name in ((quantise._write, "write"), (backward._prepare, "prepare")):
-                yield Case(f"{name} {back} D{size}", kernel, _types(kernel, inputs | copies, chosen), chosen, options, 0, 0)
+            yield case(f"prepare {back} D{{}}", prepare._prepare, inputs | copies, more)
+            for words, norm in (("", {"affine": None}), (NORMED, {})):
+                yield case(f"write {back} D{{}}" + words, quantise._write, inputs | copies, more | norm)
 
 
 def compiled(case: Case) -> Code:
@@ -173,7 +192,7 @@ def main() -> None:
         sys.exit("TRITON_INTERPRET=1 is set: kernels that are interpreted cannot be compiled")
     made = {"plain": lambda: cases(False), "specialised": lambda: cases(True), "preparations": preparations}
     faulty = False
-    print(f"triton {triton.__version__}, sm_90\n{'kernel':28s} registers  shared  QGMMA  HGMMA  TMA  faults")
+    print(f"triton {triton.__version__}, sm_90\n{'kernel':40s} registers  shared  QGMMA  HGMMA  TMA  faults")
     for name in sys.argv[1:] or made:
         for case in made[name]():
             code = compiled(case)
@@ -181,7 +200,7 @@ def main() -> None:
             faulty = faulty or bool(faults)
             counts = code.counts
             print(
-                f"{case.name:28s} {code.registers:9d} {code.shared:7d} {counts['QGMMA']:6d} {counts['HGMMA']:6d} "
+                f"{case.name:40s} {code.registers:9d} {code.shared:7d} {counts['QGMMA']:6d} {counts['HGMMA']:6d} "
                 f"{counts['UTMALDG']:4d}  {'; '.join(faults) or '-'}",
                 flush=True,
             )

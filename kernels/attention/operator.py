@@ -17,12 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptface_dist.kernels.attention.emulator import emulated_attention
+from gptface_dist.kernels.attention.norm import QkNorm
 from gptface_dist.kernels.attention.options import HEAD_SIZES, TILE, Fp8Options, Sequences
 
 T = TypeVar("T")
 
 
-def fp8_attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, options: Fp8Options) -> Tensor:
+def fp8_attention(
+    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, options: Fp8Options, norm: QkNorm | None = None
+) -> Tensor:
     """softmax(Q K^T / sqrt(D)) V within each sequence, no causal mask, with products in FP8.
 
     Args:
@@ -31,21 +34,33 @@ def fp8_attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, options
         v: likewise.
         sequences: which rows are tokens; what others hold, NaN included, has no influence.
         options: the recipe.
+        norm: QK-norm, which Q and K have not been through yet. With heads of 64 or 128, and neither rotation nor warp
+            specialisation, the kernels that make the FP8 copies apply it, in float32, and those of the gradients lead back
+            through it; else it comes before them.
 
-    Returns the attended values in q's shape and dtype; zero where there is no token. Its gradients flow to q, k, v.
+    Returns the attended values in q's shape and dtype; zero where there is no token. Its gradients flow to q, k, v and
+    the norm's weights and biases.
     """
     sequences.check(q, k, v)
     if q.numel() == 0:
         return v.clone()
     size = q.shape[-1]
     factor = 1 / math.sqrt(size)
+    launch = q.is_cuda or _interpreting()
+    fused = norm is not None and size in HEAD_SIZES and not options.hadamard and not options.warp_specialize
+    if norm is not None and not (fused and launch):
+        seen = sequences.seen(len(q))
+        # Float32 where the kernels would not round either.
+        kind = torch.float32 if fused else q.dtype
+        q, k = norm(*(torch.where(seen, x, 0).to(kind) for x in (q, k)))
     q, k, v = in_kernel_form(q, k, v, options)
-    if q.is_cuda or _interpreting():
-        gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if launch:
+        affine = norm.affine() if norm is not None and fused else None
+        gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, affine))
         backward = options.backward if gradient else "none"
         out = _forward(
-            q, k, v, sequences.lengths, sequences.starts, sequences.longest, factor, options.smooth, backward,
-            options.warp_specialize,
+            q, k, v, affine, 0.0 if norm is None else norm.eps, sequences.lengths, sequences.starts, sequences.longest,
+            factor, options.smooth, backward, options.warp_specialize,
         )[0]  # fmt: skip
     else:
         out = _emulate(q, k, v, sequences, factor, options)
@@ -94,7 +109,7 @@ def _emulate(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, factor: floa
         return dense
 
     found = emulated_attention(padded(q), padded(k), padded(v), sequences.lengths, factor, options)
-    return torch.zeros_like(q).index_put((rows,), found[seen])
+    return torch.zeros_like(v).index_put((rows,), found[seen])
 
 
 def launched(function: Callable[[], T]) -> T:
@@ -128,10 +143,13 @@ _Saved = tuple[
 ]  # fmt: skip
 
 
+_Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
 @torch.library.custom_op("gptface::fp8_attention", mutates_args=())
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, starts: Tensor | None, longest: int, factor: float, smooth: bool,
-    backward: str, specialize: bool,
+    q: Tensor, k: Tensor, v: Tensor, affine: Tensor | None, eps: float, lengths: Tensor, starts: Tensor | None,
+    longest: int, factor: float, smooth: bool, backward: str, specialize: bool,
 ) -> _Saved:  # fmt: skip
     """Output, lse, p_max, and the fields of Quantised in their order."""
 
@@ -140,7 +158,7 @@ def _forward(
         from gptface_dist.kernels.attention.quantise import Tiles, quantise
 
         tiles = Tiles.of(Sequences(lengths, starts, longest), q.shape[:-2].numel())
-        x = quantise(*_alike(q, k, v), tiles, smooth, backward, torch.float8_e4m3fn)
+        x = quantise(*_alike(q, k, v), tiles, smooth, backward, torch.float8_e4m3fn, affine, eps)
         result = forward(x, tiles, q, factor * math.log2(math.e), specialize)
         return cast(_Saved, (*result, *x.tensors()))
 
@@ -149,8 +167,8 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, starts: Tensor | None, longest: int, factor: float, smooth: bool,
-    backward: str, specialize: bool,
+    q: Tensor, k: Tensor, v: Tensor, affine: Tensor | None, eps: float, lengths: Tensor, starts: Tensor | None,
+    longest: int, factor: float, smooth: bool, backward: str, specialize: bool,
 ) -> _Saved:  # fmt: skip
     heads, size, batch = q.shape[-2], q.shape[-1], lengths.shape[0]
     capacity = (q.shape[:-2].numel() // TILE + batch) * TILE
@@ -180,45 +198,57 @@ def _(
 
 @torch.library.custom_op("gptface::fp8_attention_backward", mutates_args=())
 def _backward(
-    dout: Tensor, saved: list[Tensor], lengths: Tensor, starts: Tensor | None, longest: int, factor: float, backward: str,
-    specialize: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v; ``saved`` is what the forward operator returned."""
+    dout: Tensor, saved: list[Tensor], q: Tensor | None, k: Tensor | None, affine: Tensor | None, eps: float,
+    lengths: Tensor, starts: Tensor | None, longest: int, factor: float, backward: str, specialize: bool,
+) -> _Gradients:  # fmt: skip
+    """Gradients of q, k, v and ``affine`` (empty without one); ``saved`` is what the forward operator returned.
 
-    def launch() -> tuple[Tensor, Tensor, Tensor]:
+    q and k are wanted with ``affine`` only.
+    """
+
+    def launch() -> _Gradients:
         from gptface_dist.kernels.attention import backward as kernels
+        from gptface_dist.kernels.attention.prepare import Result, prepare
         from gptface_dist.kernels.attention.quantise import Quantised, Tiles
 
         tiles = Tiles.of(Sequences(lengths, starts, longest), dout.shape[:-2].numel())
-        result, x = kernels.Result(*saved[:3]), Quantised(*saved[3:])
-        prepared = kernels.prepare(dout.contiguous(), x, result, tiles, backward)
-        return kernels.backward(prepared, x, result, tiles, factor, backward, specialize)
+        result, x = Result(*saved[:3]), Quantised(*saved[3:])
+        prepared = prepare(dout.contiguous(), x, result, tiles, backward)
+        norm = None
+        if q is not None and k is not None and affine is not None:
+            raw_q, raw_k, _ = _alike(q, k, k)
+            norm = kernels.Normalised(raw_q, raw_k, affine, eps)
+        return kernels.backward(prepared, x, result, tiles, factor, backward, specialize, norm)
 
     return launched(launch)
 
 
 @_backward.register_fake
 def _(
-    dout: Tensor, saved: list[Tensor], lengths: Tensor, starts: Tensor | None, longest: int, factor: float, backward: str,
-    specialize: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor, saved: list[Tensor], q: Tensor | None, k: Tensor | None, affine: Tensor | None, eps: float,
+    lengths: Tensor, starts: Tensor | None, longest: int, factor: float, backward: str, specialize: bool,
+) -> _Gradients:  # fmt: skip
     like = saved[0]
-    return like.new_empty(like.shape), like.new_empty(like.shape), like.new_empty(like.shape)
+    daffine = like.new_empty(0 if affine is None else affine.shape, dtype=torch.float32)
+    return like.new_empty(like.shape), like.new_empty(like.shape), like.new_empty(like.shape), daffine
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: _Saved) -> None:
-    _, _, _, lengths, starts, ctx.longest, ctx.factor, _, ctx.backward, ctx.specialize = inputs
+    q, k, _, affine, ctx.eps, lengths, starts, ctx.longest, ctx.factor, _, ctx.backward, ctx.specialize = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(lengths, starts, *output)
+    raw = (None, None) if affine is None else (q, k)
+    ctx.save_for_backward(*raw, affine, lengths, starts, *output)
 
 
 def _differentiate(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dout is None:
-        return (None,) * 10
-    lengths, starts, *saved = ctx.saved_tensors
-    found = _backward(dout, saved, lengths, starts, ctx.longest, ctx.factor, ctx.backward, ctx.specialize)
-    return *found, *(None,) * 7
+        return (None,) * 12
+    q, k, affine, lengths, starts, *saved = ctx.saved_tensors
+    dq, dk, dv, daffine = _backward(
+        dout, saved, q, k, affine, ctx.eps, lengths, starts, ctx.longest, ctx.factor, ctx.backward, ctx.specialize
+    )
+    return dq, dk, dv, None if affine is None else daffine, *(None,) * 8
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

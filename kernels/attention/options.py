@@ -64,6 +64,13 @@ class Sequences:
         boundaries = cu_seqlens.to(torch.int32)
         return cls(boundaries.diff(), boundaries[:-1].contiguous(), longest)
 
+    def seen(self, tokens: int) -> Tensor:
+        """Bool [B, N, 1, 1] or, packed, [``tokens``, 1, 1]: rows that are tokens. The device is not waited for."""
+        rows = torch.arange(tokens if self.starts is not None else self.longest, device=self.lengths.device)
+        if self.starts is None:
+            return (rows < self.lengths.unsqueeze(1))[..., None, None]
+        return (rows < self.starts[-1] + self.lengths[-1])[:, None, None]
+
     def check(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         """:class:`ValueError` unless q, k, v have one shape that fits, without looking at values on the device."""
         rank = 4 if self.starts is None else 3

@@ -1,4 +1,4 @@
-"""Q, K, V to FP8: means, scales, and the row-wise and transposed copies that the attention kernels read.
+"""Q, K, V to FP8: QK-norm, means, scales, and the row-wise and transposed copies that the attention kernels read.
 
 Copies are tiled: every head has ``capacity`` rows; each sequence begins at a multiple of TILE there, and the rest of its
 last tile is zero. FP8 matrix instructions of Hopper contract contiguous axes only, hence transposed copies [H D, capacity]
@@ -24,8 +24,30 @@ _FLOOR = tl.constexpr(CHANNEL_FLOOR)
 
 
 @triton.jit
+def load_rows(x, offsets, seen, affine, eps, FIRST: tl.constexpr, D: tl.constexpr):
+    """Rows [ROWS, D] in float32, zero where not ``seen``; normalised over D where ``affine`` is not None, its rows FIRST and
+    FIRST + 1 being weight and bias. Made again wherever Q and K are read, so that no normalised copy is ever written.
+    """
+    rows = tl.load(x + offsets, mask=seen, other=0.0).to(tl.float32)
+    if affine is not None:
+        columns = tl.arange(0, D)
+        unit, _ = standardised(rows, eps, D)
+        weight, bias = tl.load(affine + FIRST * D + columns), tl.load(affine + (FIRST + 1) * D + columns)
+        rows = tl.where(seen, unit * weight[None, :] + bias[None, :], 0.0)
+    return rows
+
+
+@triton.jit
+def standardised(rows, eps, D: tl.constexpr):
+    """Rows [ROWS, D] with mean 0 and variance 1 (less by ``eps``), and what they were multiplied with, [ROWS]."""
+    centred = rows - (tl.sum(rows, 1) / D)[:, None]
+    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / D + eps)
+    return centred * inverse[:, None], inverse
+
+
+@triton.jit
 def _statistics(
-    q, k, v, starts, lengths, partial, stride_b, stride_t, stride_h,
+    q, k, v, affine, starts, lengths, partial, eps, stride_b, stride_t, stride_h,
     D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Per block and channel: sum, least and largest of K and of V, largest |Q|. ``partial`` [B, H, blocks, 7, D]."""
@@ -39,11 +61,14 @@ def _statistics(
     offsets = first + rows[:, None].to(tl.int64) * stride_t + columns[None, :]
     place = ((sequence * tl.num_programs(1) + head).to(tl.int64) * tl.num_programs(0) + block) * 7 * D + columns
     for i in tl.static_range(2):
-        x = tl.load((k if i == 0 else v) + offsets, mask=seen, other=0.0).to(tl.float32)
+        if i == 0:
+            x = load_rows(k, offsets, seen, affine, eps, 2, D)
+        else:
+            x = load_rows(v, offsets, seen, None, eps, 0, D)
         tl.store(partial + place + (3 * i) * D, tl.sum(x, 0))
         tl.store(partial + place + (3 * i + 1) * D, tl.min(tl.where(seen, x, float("inf")), 0))
         tl.store(partial + place + (3 * i + 2) * D, tl.max(tl.where(seen, x, float("-inf")), 0))
-    x = tl.load(q + offsets, mask=seen, other=0.0).to(tl.float32)
+    x = load_rows(q, offsets, seen, affine, eps, 0, D)
     tl.store(partial + place + 6 * D, tl.max(tl.abs(x), 0))
 
 
@@ -85,8 +110,8 @@ def _scales(
 
 @triton.jit
 def _write(
-    q, k, v, starts, lengths, tiled_starts, qk_scale, k_mean, v_mean, v_scale,
-    q_rows, k_rows, v_columns, q_back, k_back, v_back, v_norms, stride_b, stride_t, stride_h, capacity,
+    q, k, v, affine, starts, lengths, tiled_starts, qk_scale, k_mean, v_mean, v_scale,
+    q_rows, k_rows, v_columns, q_back, k_back, v_back, v_norms, eps, stride_b, stride_t, stride_h, capacity,
     BACKWARD: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One block's copies: rows of Q and K and columns of V for the forward pass, and what the backward pass reads.
@@ -108,7 +133,7 @@ def _write(
     by_column = (head.to(tl.int64) * D + columns[None, :]) * capacity + tiled[:, None]
     ELEMENT: tl.constexpr = q_rows.dtype.element_ty
 
-    x = tl.load(q + offsets, mask=seen, other=0.0).to(tl.float32)
+    x = load_rows(q, offsets, seen, affine, eps, 0, D)
     x8 = _saturated(x * (1.0 / tl.load(qk_scale + index * 2)), ELEMENT)
     tl.store(q_rows + by_row, x8)
     if BACKWARD == "fp8" or BACKWARD == "mixed":
@@ -116,7 +141,7 @@ def _write(
     if BACKWARD == "bf16":
         tl.store(q_back + by_row, x.to(q_back.dtype.element_ty))
 
-    x = tl.load(k + offsets, mask=seen, other=0.0).to(tl.float32) - tl.load(k_mean + index * D + columns)[None, :]
+    x = load_rows(k, offsets, seen, affine, eps, 2, D) - tl.load(k_mean + index * D + columns)[None, :]
     x = tl.where(seen, x, 0.0)
     x8 = _saturated(x * (1.0 / tl.load(qk_scale + index * 2 + 1)), ELEMENT)
     tl.store(k_rows + by_row, x8)
@@ -125,7 +150,7 @@ def _write(
     if BACKWARD == "bf16":
         tl.store(k_back + by_row, x.to(k_back.dtype.element_ty))
 
-    raw = tl.load(v + offsets, mask=seen, other=0.0).to(tl.float32)
+    raw = load_rows(v, offsets, seen, None, eps, 0, D)
     scale = tl.load(v_scale + index * D + columns)[None, :]
     x = tl.where(seen, raw - tl.load(v_mean + index * D + columns)[None, :], 0.0)
     x8 = _saturated(x * (1.0 / scale), ELEMENT)
@@ -217,10 +242,14 @@ def strides(x: Tensor) -> tuple[int, int, int]:
     return (0, x.stride(0), x.stride(1)) if x.dim() == 3 else (x.stride(0), x.stride(1), x.stride(2))
 
 
-def quantise(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, smooth: bool, backward: str, element: torch.dtype) -> Quantised:
+def quantise(
+    q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, smooth: bool, backward: str, element: torch.dtype,
+    affine: Tensor | None = None, eps: float = 0.0,
+) -> Quantised:  # fmt: skip
     """Make the copies of q, k, v (same shape and strides, last axis contiguous) for ``backward`` or "none".
 
-    ``element`` is float8_e4m3fn; with float32 nothing is rounded, which tests the algebra apart from FP8.
+    ``element`` is float8_e4m3fn; with float32 nothing is rounded, which tests the algebra apart from FP8. With ``affine``
+    (:meth:`QkNorm.affine`) and ``eps``, the copies are those of normalised q and k.
     """
     heads, size, batch, capacity = q.shape[-2], q.shape[-1], len(tiles.lengths), tiles.capacity
     blocks = tiles.tiles * (TILE // ROWS)
@@ -239,13 +268,13 @@ def quantise(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, smooth: bool, backwa
     shape, dtype = back[backward]
     q_back, k_back = new(*shape, dtype=dtype), new(*shape, dtype=dtype)
     v_back = new(*(none if backward == "none" else by_row), dtype=element if backward == "fp8" else half)
-    _statistics[grid](q, k, v, tiles.starts, tiles.lengths, partial, *strides(q), **copying)
+    _statistics[grid](q, k, v, affine, tiles.starts, tiles.lengths, partial, eps, *strides(q), **copying)
     _scales[(heads, batch)](
         partial, tiles.lengths, qk_scale, k_mean, v_mean, v_scale, blocks, SMOOTH=smooth, **copying
     )  # fmt: skip
     _write[grid](
-        q, k, v, tiles.starts, tiles.lengths, tiles.tiled_starts, qk_scale, k_mean, v_mean, v_scale,
-        q_rows, k_rows, v_columns, q_back, k_back, v_back, v_norms, *strides(q), capacity,
+        q, k, v, affine, tiles.starts, tiles.lengths, tiles.tiled_starts, qk_scale, k_mean, v_mean, v_scale,
+        q_rows, k_rows, v_columns, q_back, k_back, v_back, v_norms, eps, *strides(q), capacity,
         BACKWARD=backward, TILE=TILE, **copying,
     )  # fmt: skip
     return Quantised(

@@ -16,7 +16,8 @@ from gptface_dist.tools.main import app
 runner = CliRunner()
 
 
-def test_every_way_is_called_and_right() -> None:
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_every_way_is_called_and_right(qk_norm: bool) -> None:
     calls = 0
 
     def timer(call: object) -> float:
@@ -26,17 +27,19 @@ def test_every_way_is_called_and_right() -> None:
         calls += 1
         return 2.0
 
-    found = list(compare(Shape(40, 64, 1, 1), timer, torch.device("cpu"), specialize=False))
+    found = list(compare(Shape(40, 64, 1, 1), timer, torch.device("cpu"), specialize=False, qk_norm=qk_norm))
     speeds = {one.way: one for one in found if isinstance(one, Speed)}
-    ways = {f"fp8, backward {backward}{tail}" for backward in BACKWARDS for tail in ("", ", quantised before")}
+    tails = ("", ", quantised before", *([", QK-norm apart"] if qk_norm else []))
+    ways = {f"fp8, backward {backward}{tail}" for backward in BACKWARDS for tail in tails}
     assert set(speeds) == {"sdpa flash", *ways}
-    assert [one.split(":")[0] for one in found if isinstance(one, str)] == ["sdpa cudnn"]
+    assert [one.split(":")[0] for one in found if isinstance(one, str)] == ["sdpa cudnn", "cudnn fp8"]
     assert calls == 2 * len(speeds)
     assert (speeds["sdpa flash"].out_error or 1) < 0.005
     for backward in BACKWARDS:
-        speed = speeds[f"fp8, backward {backward}"]
-        assert 0.01 < (speed.out_error or 0) < 0.07
-        assert 0.01 < (speed.gradient_error or 0) < 0.1
+        for tail in tails[::2]:
+            speed = speeds[f"fp8, backward {backward}{tail}"]
+            assert 0.01 < (speed.out_error or 0) < 0.07
+            assert 0.01 < (speed.gradient_error or 0) < 0.1
 
 
 def test_rates_are_of_the_usual_counts() -> None:
