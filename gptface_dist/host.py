@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 
 def device() -> torch.device:
@@ -39,28 +39,41 @@ def without_cuda() -> None:
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
 
 
-class _CudaMeansCpu(TorchFunctionMode):
-    """Rewrites the literal ``device="cuda"`` of megatron-core's schedules (0.16)."""
+class _TorchOfSchedules:
+    """torch, but for the literal ``device="cuda"`` of the one tensor that megatron-core's schedules make (0.16)."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if kwargs.get("device") == "cuda":
-            kwargs["device"] = "cpu"
-        return func(*args, **kwargs)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def zeros(*size: Any, **options: Any) -> Tensor:
+        """Zeros on the CPU."""
+        return torch.zeros(*size, **options | {"device": "cpu"})
 
 
 @contextlib.contextmanager
 def schedules() -> Iterator[None]:
-    """Around megatron-core's schedules: on a host without CUDA, their tensors are made on the CPU."""
-    with contextlib.nullcontext() if torch.cuda.is_available() else _CudaMeansCpu():
+    """Around megatron-core's schedules: on a host without CUDA, their tensors are made on the CPU.
+
+    Only what that module itself calls is replaced: a mode for all of torch's functions would slow down every one of them.
+    """
+    from megatron.core.pipeline_parallel import schedules
+
+    kept = schedules.torch
+    if not torch.cuda.is_available():
+        schedules.torch = _TorchOfSchedules()
+    try:
         yield
+    finally:
+        schedules.torch = kept
 
 
 def import_libraries() -> None:
     """Import DeepSpeed and megatron-core without what training never uses of theirs, more than half of the time that takes.
 
-    DeepSpeed (0.19.8) imports mlflow for its autotuner. megatron-core (0.16.1) gives fused functions to ``torch.compile``,
-    which loads the compiler; we call none of them, and without CUDA nobody else does.
+    DeepSpeed (0.19.8) imports mlflow for its autotuner. megatron-core (0.16.1), and DeepSpeed's Muon, which its ZeRO imports in
+    the first step whatever the optimizer, give functions to ``torch.compile``, which loads the compiler; we call none of them,
+    and without CUDA nobody else does.
     """
     if "deepspeed" in sys.modules or "megatron.core" in sys.modules:
         return
@@ -69,7 +82,7 @@ def import_libraries() -> None:
         torch.compile = lambda function: function  # type: ignore[assignment]
     try:
         sys.modules.update(mlflow)  # type: ignore[arg-type]
-        import deepspeed
+        import deepspeed.runtime.zero.muon.muon_optimizer
         import megatron.core
 
         del deepspeed, megatron

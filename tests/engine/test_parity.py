@@ -58,8 +58,8 @@ def shortened(case: Case) -> Case:
     Not of models of many parts, whose errors are averaged over more, and of all that are compared with each other or of none.
     """
     layout, plain = case.layout, case.engine.dtype == "float32"
-    if plain and case.model == MODEL and layout.world > 2 and layout.vpp == 1:
-        case = dataclasses.replace(case, model=dataclasses.replace(MODEL, layers=2))
+    if plain and case.model in (MODEL, DROPOUT) and layout.world > 2 and layout.vpp == 1:
+        case = dataclasses.replace(case, model=dataclasses.replace(case.model, layers=2))
     large = layout.world > (2 if layout.zero == 3 else 4)
     short = case.model not in (UNEVEN, ALL) and (large or not plain)
     return dataclasses.replace(case, micro_batches=4) if short else case
