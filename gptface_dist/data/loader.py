@@ -7,12 +7,14 @@ it into micro-batches; worker processes prepare them in turn. What a step holds 
 import itertools
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 import torch.utils.data
 
+from gptface_dist.data.pool import when_parent_ends
 from gptface_dist.data.stream import Block, BlockReader, Replaced
 from gptface_dist.errors import UserError
 
@@ -106,6 +108,15 @@ class _MicroBatches(torch.utils.data.Dataset[tuple[Item, list[Replaced]] | UserE
             return error
 
 
+def _end_with_parent(_worker: int) -> None:
+    """Of a worker: a rank that is killed leaves none behind.
+
+    torch's own (2.13) see that their parent is gone, and then wait for ever for somebody to take the batch that they were
+    writing into a pipe.
+    """
+    when_parent_ends(lambda: os._exit(1))
+
+
 class Loader(Generic[T, Item]):
     """Steps of micro-batches for one rank.
 
@@ -161,6 +172,7 @@ class Loader(Generic[T, Item]):
             num_workers=self._workers,
             multiprocessing_context=context,
             collate_fn=_as_is,
+            worker_init_fn=_end_with_parent,
             # Its own generator: otherwise torch draws worker seeds from the global one, and data would disturb dropout.
             generator=torch.Generator(),
         )

@@ -57,16 +57,25 @@ def ordered(function: Callable[[Item], Result], items: Sequence[Item], workers: 
 def _follow_parent() -> None:
     """Of a worker: an interrupt ends it without a traceback or temporary files, and so does its parent's death."""
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
-    parent = multiprocessing.parent_process()
-    assert parent is not None
 
-    def follow() -> None:
-        parent.join()
+    def end() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         # A worker that waits for its next item may swallow the exit (seen with CPython 3.11's executor): end it for good,
         # after what a running item needs to remove its temporary files.
         time.sleep(GRACE_S)
         os._exit(130)
+
+    when_parent_ends(end)
+
+
+def when_parent_ends(act: Callable[[], object]) -> None:
+    """In a spawned process: call ``act`` in a thread once the parent is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        act()
 
     threading.Thread(target=follow, daemon=True).start()
 

@@ -1,8 +1,15 @@
 """The loader: the same global batches on any number of ranks and workers, from any position on."""
 
+import contextlib
 import functools
 import logging
+import multiprocessing
+import os
+import select
+import signal
+import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +196,41 @@ def test_impossible_deals_name_the_nearest_legal_one() -> None:
 def test_batches_of_a_worker_are_arrays(folders: list[Path]) -> None:
     batches, _ = next(make_loader(folders, workers=1).steps())
     assert isinstance(batches[0].tokens, np.ndarray)
+
+
+class Large:
+    """Batches that no pipe holds."""
+
+    def __call__(self, _: object) -> np.ndarray:
+        return np.zeros(2**20, np.uint8)
+
+
+def read_and_wait(loader: Loader, said: Connection) -> None:
+    """A rank: says which processes prepare its batches, takes one step, and stays."""
+    steps = loader.steps()
+    next(steps)
+    said.send([child.pid for child in multiprocessing.active_children()])
+    time.sleep(600)
+
+
+def test_a_killed_rank_leaves_no_worker_behind(folders: list[Path]) -> None:
+    context = multiprocessing.get_context("spawn")
+    heard, said = context.Pipe(duplex=False)
+    loader = make_loader(folders, workers=2)
+    loader._collate = Large()
+    rank = context.Process(target=read_and_wait, args=(loader, said))
+    rank.start()
+    workers = heard.recv()
+    # Readable once its process has ended, whoever reaps it.
+    ends = [os.pidfd_open(pid) for pid in workers]
+    rank.kill()
+    rank.join()
+    try:
+        assert len(ends) == 2
+        for end in ends:
+            assert select.select([end], [], [], 60)[0], "a worker outlives its rank"
+    finally:
+        for pid, end in zip(workers, ends, strict=True):
+            os.close(end)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
