@@ -11,7 +11,7 @@ from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from megatron.core import parallel_state, tensor_parallel
 from torch.distributed import distributed_c10d
 
-from gptface_dist import host
+from gptface_dist import host, world
 from gptface_dist.layout import Layout
 from gptface_dist.place import Place
 
@@ -64,6 +64,6 @@ def data() -> dist.ProcessGroup:
 
 def stop() -> None:
     """End the world; this process may start another one."""
-    deepspeed.comm.destroy_process_group()
+    world.leave()
     # DeepSpeed would take the ended world for a running one.
     deepspeed.comm.comm.cdb = None

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gptface_dist import world
 from gptface_dist.errors import UserError
 
 
@@ -63,4 +64,4 @@ def processes() -> Iterator[Processes]:
     try:
         yield Processes(rank, count, device)
     finally:
-        dist.destroy_process_group()
+        world.leave()

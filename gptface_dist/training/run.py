@@ -1,7 +1,6 @@
 """A run from its configuration to its end, with the hooks that every run has."""
 
-import torch.distributed as dist
-
+from gptface_dist import world
 from gptface_dist.config import Config
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.attention_health import AttentionHealth
@@ -27,4 +26,4 @@ def train(config: Config, vocabulary: Vocabulary, watch: Watch) -> None:
         HostMemory(),
     ]
     prepare(config, vocabulary, watch, hooks).train()
-    dist.destroy_process_group()
+    world.leave()

@@ -13,6 +13,7 @@ from gptface_dist.launch.local import free_port
 PROGRAM = """
 import datetime, os, signal, sys, time
 import torch, torch.distributed as dist
+from gptface_dist import world
 from gptface_dist.errors import UserError
 from gptface_dist.place import find
 from gptface_dist.training.failure import watched
@@ -36,6 +37,7 @@ with watched(place, 30) as watch:
         if how == "none" and step == 30:
             break
         dist.all_reduce(torch.ones(4))
+    world.leave()
 print("done", place.rank)
 """
 
