@@ -1,8 +1,8 @@
 """Captioned rendered faces as picture shards: members and meaning of every sample, and the making of a folder of them.
 
-Sample ``number`` is a function of (generator, seed, number, size, format) alone; which shard it lies in, how many others
-there are and how many processes drew them changes none of its bytes. (Across machines the last bit of a sum may differ
-with the processor and the version of numpy, and a pixel with it.) Its members, under the key ``f"{number:09d}"``:
+Sample ``number`` is a function of (generator, seed, number, size, closeness, format) alone; which shard it lies in, how many
+others there are and how many processes drew them changes none of its bytes. (Across machines the last bit of a sum may
+differ with the processor and the version of numpy, and a pixel with it.) Its members, under the key ``f"{number:09d}"``:
 
 - the picture, ``png`` by default: lossless, so that editing can keep pixels exactly;
 - ``txt``: one caption;
@@ -67,6 +67,8 @@ class Recipe:
     """Samples of every shard but the last."""
     generator: str = GENERATOR
     """What made the samples of a (seed, number)."""
+    closeness: float = 1.0
+    """How many times the head is enlarged: 1 shows head and shoulders, 1.3 the head, 1.7 the face."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
@@ -77,6 +79,8 @@ class Recipe:
             raise UserError(f"no picture format {self.format!r}: use {', '.join(FORMATS)}")
         if self.shard_size < 1:
             raise UserError(f"a shard must hold at least 1 face, not {self.shard_size}")
+        if not 0.5 <= self.closeness <= 3:
+            raise UserError(f"the closeness must be within 0.5 and 3, not {self.closeness:g}")
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,7 @@ class Rendering:
 def sample(renderer: Renderer, recipe: Recipe, number: int) -> tuple[str, dict[str, bytes]]:
     """Key and members of one sample."""
     face = draw_attributes(recipe.seed, number)
-    picture = renderer.draw(face, recipe.size)
+    picture = renderer.draw(face, recipe.size, recipe.closeness)
     said = captions(face, stream(recipe.seed, number, CAPTION_STREAM), CAPTIONS, hidden(picture.labels))
     described = {
         "captions": said,

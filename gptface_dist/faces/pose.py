@@ -38,8 +38,8 @@ class Pose:
     """Picture widths per decimetre at the head's distance."""
 
     @classmethod
-    def of(cls, model: HeadModel, points: Floats, face: Attributes) -> "Pose":
-        """The pose of a face with morphed vertices (v, 3)."""
+    def of(cls, model: HeadModel, points: Floats, face: Attributes, closeness: float = 1.0) -> "Pose":
+        """The pose of a face with morphed vertices (v, 3), enlarged ``closeness`` times about the picture's middle."""
         random = stream(face.variation, FRAME_STREAM)
         head = rotation(face.yaw, face.pitch, face.roll)
         shoulders = rotation(face.yaw * SHOULDERS_FOLLOW, 0, 0)
@@ -51,7 +51,7 @@ class Pose:
         turned = (aim - pivot) @ head.T + pivot
         centre = (0.65 * turned + 0.35 * aim).astype(np.float32)
         centre[:2] += random.uniform(-0.05, 0.05, 2).astype(np.float32) * height
-        return cls(head, shoulders, pivot, centre, float(0.665 * random.uniform(0.93, 1.06)) / height)
+        return cls(head, shoulders, pivot, centre, closeness * float(0.665 * random.uniform(0.93, 1.06)) / height)
 
     def place(self, points: Floats, rest: Floats) -> Floats:
         """Turn points (n, 3); how far each follows the head is told by its rest place."""

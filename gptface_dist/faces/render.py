@@ -64,8 +64,8 @@ class Renderer:
         self._body = body
         self._left_eye = self.model.joint(self.model.rest, "l-eye")
 
-    def draw(self, face: Attributes, size: int) -> Picture:
-        """The picture of a face, ``size`` pixels wide and high."""
+    def draw(self, face: Attributes, size: int, closeness: float = 1.0) -> Picture:
+        """The picture of a face, ``size`` pixels wide and high; ``closeness`` enlarges it about the middle."""
         model = self.model
         points = morph(model, face)
         still = morph(model, face, expression=False)
@@ -75,7 +75,7 @@ class Renderer:
         pieces += hair_pieces(self.wardrobe, face, still, normal, still - model.rest)
         pieces += accessory_pieces(model, self.wardrobe, face, points, normal, points - model.rest)
         scene = Scene.of(pieces)
-        pose = Pose.of(model, still, face)
+        pose = Pose.of(model, still, face, closeness)
         placed = pose.place(scene.points, scene.rest)
         finer = oversampling(size)
         width = size * finer

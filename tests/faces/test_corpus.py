@@ -198,6 +198,7 @@ def test_an_interrupted_extension_is_seen_as_unfinished(copied: Path) -> None:
         (COUNT, Recipe(3, 33, "jpg", 4), "size 32 (now 33), format png (now jpg)"),
         (COUNT, Recipe(3, SIZE, "png", 5), "shard_size 4 (now 5)"),
         (COUNT, Recipe(3, SIZE, "png", 4, "other"), "generator gptface-faces-1 (now other)"),
+        (COUNT, Recipe(3, SIZE, "png", 4, closeness=1.7), "closeness 1.0 (now 1.7)"),
         (9, RECIPE, "beyond --count 9"),
         (3, RECIPE, "beyond --count 3"),
     ],
@@ -209,6 +210,13 @@ def test_what_would_mix_or_remove_faces_is_refused(corpus: Path, count: int, rec
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert files(corpus) == before
+
+
+def test_a_folder_from_before_there_was_a_closeness_is_gone_on_with(copied: Path) -> None:
+    recipe = json.loads((copied / "render.json").read_bytes())
+    assert recipe.pop("closeness") == 1.0
+    (copied / "render.json").write_text(json.dumps(recipe))
+    assert Rendering(copied, COUNT, RECIPE).kept == COUNT
 
 
 @pytest.mark.parametrize("name", ["00000.tar", "index.json"])
@@ -246,6 +254,8 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
         {"seed": -1},
         {"format": "gif"},
         {"shard_size": 0},
+        {"closeness": 0.4},
+        {"closeness": float("nan")},
         {"count": 0},
         {"count": -5},
         {"workers": 0},

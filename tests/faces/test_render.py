@@ -67,6 +67,17 @@ def test_any_size_draws_the_same_face(renderer: Renderer, size: int) -> None:
         assert share == pytest.approx(shares(large)[label], abs=0.02), label
 
 
+@pytest.mark.parametrize("number", [4, 9, 12])
+def test_closeness_enlarges_about_the_middle(renderer: Renderer, number: int) -> None:
+    """Twice as close at half the size: the middle of the whole picture, labels and landmarks."""
+    face = draw_attributes(31, number)
+    whole, closer = renderer.draw(face, 192), renderer.draw(face, 96, 2.0)
+    for name, (x, y, _) in whole.landmarks.items():
+        assert closer.landmarks[name][:2] == pytest.approx((x - 48, y - 48), abs=1e-3), name
+    assert np.mean(closer.labels == whole.labels[48:144, 48:144]) > 0.98
+    assert same(renderer.draw(face, 96, 1.0), renderer.draw(face, 96))
+
+
 def test_a_picture_depends_on_its_face_alone(renderer: Renderer, crowd: list[tuple[Attributes, Picture]]) -> None:
     """Not on what the renderer drew before, nor on which renderer draws."""
     for face, picture in crowd[90:94]:

@@ -14,7 +14,7 @@ from gptface_dist.faces.corpus import Recipe, Rendering
 from gptface_dist.generation import Generator
 from gptface_dist.generation.study import report
 from gptface_dist.generation.study.judge import judged, read_faces, train_judge
-from gptface_dist.generation.study.statistics import chance, paired_difference, share
+from gptface_dist.generation.study.statistics import balanced, chance, paired_difference, share
 from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, prompt, random_values, values_of
 
 
@@ -40,6 +40,12 @@ def test_chance_is_the_agreement_of_shuffled_pictures() -> None:
     asked, seen = rng.integers(0, 3, 500).tolist(), rng.choice(3, 500, p=[0.7, 0.2, 0.1]).tolist()
     shuffled = np.mean([np.mean(np.array(asked) == rng.permutation(seen)) for _ in range(400)])
     assert chance(asked, seen) == pytest.approx(shuffled, abs=0.003)
+
+
+def test_balanced_accuracy_by_hand() -> None:
+    """Value 0: 3 of 4, value 2: 1 of 2, value 1 does not occur, the last trial is unknown."""
+    assert balanced([0, 0, 0, 0, 2, 2, UNKNOWN], [0, 0, 0, 1, 2, 0, 2]) == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert np.isnan(balanced([UNKNOWN], [0]))
 
 
 def test_paired_difference() -> None:
@@ -87,6 +93,25 @@ def test_the_judge_learns_and_passes_over_what_is_unknown() -> None:
         assert np.mean([s[name] == t[name] for s, t in zip(seen, values[128:], strict=True)]) > 0.9
     again = judged(train_judge(pictures[:128], values[:128], 20, 0), pictures[128:])
     assert again == seen
+
+
+def test_the_judge_takes_all_values_for_equally_likely() -> None:
+    """Brightness tells two values apart, not quite; one of ten training pictures has the second value.
+
+    With means two deviations apart, who guesses best when both are alike finds 84 % of either. Who goes by how often they
+    were seen finds 46 % of the second (Bayes' rule).
+    """
+    rng = np.random.default_rng(4)
+
+    def picture(value: int) -> np.ndarray:
+        return np.full((16, 16, 3), rng.normal(108 + 40 * value, 20)).clip(0, 255).astype(np.uint8)
+
+    rare = [dict.fromkeys(TRAITS, UNKNOWN) | {"glasses": int(number % 10 == 0)} for number in range(640)]
+    judge = train_judge([picture(one["glasses"]) for one in rare], rare, 12, 0)
+    truth = [number % 2 for number in range(400)]
+    seen = [one["glasses"] for one in judged(judge, [picture(value) for value in truth])]
+    for value in (0, 1):
+        assert balanced([t if t == value else UNKNOWN for t in truth], seen) == pytest.approx(0.84, abs=0.13)
 
 
 @pytest.fixture(scope="module")

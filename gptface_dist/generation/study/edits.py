@@ -7,13 +7,13 @@ import numpy as np
 
 from gptface_dist.generation import Generator, Guidance
 from gptface_dist.generation.presets import TASKS
-from gptface_dist.generation.region import LABELS, grown, region
+from gptface_dist.generation.region import GROUPS, LABELS, grown
 from gptface_dist.generation.study.judge import Face, Judge, judged
 from gptface_dist.generation.study.statistics import Share, share
 from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, Values, prompt
 
-HAIR_MARGIN = 2
-"""Pixels around the hair of the parsing mask that are drawn anew with it."""
+MARGIN = 2
+"""Pixels around the classes of the parsing mask that are drawn anew with them."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ def measure_edits(
 ) -> dict[str, EditResult]:
     """``edits`` edits of each kind with each seed, each of another face; fewer where there are fewer faces that fit."""
     kinds: dict[str, tuple[str, str, Callable[[Face], np.ndarray]]] = {
-        "hair colour": ("hair", "attribute", lambda face: grown(face.labels == LABELS.index("hair"), HAIR_MARGIN)),
-        "glasses on": ("glasses", "attribute", lambda face: region("eyes", generator.size)),
-        "expression": ("expression", "expression", lambda face: region("face", generator.size)),
+        "hair colour": ("hair", "attribute", lambda face: grown(face.labels == LABELS.index("hair"), MARGIN)),
+        "glasses on": ("glasses", "attribute", lambda face: _box(face, GROUPS["brows"] + GROUPS["eyes"])),
+        "expression": ("expression", "expression", lambda face: _box(face, GROUPS["face"])),
     }
     results = {}
     for number, (kind, (trait, task, where)) in enumerate(kinds.items()):
-        fit = [face for face in faces if _fits(face, trait)]
+        fit = [face for face in faces if _fits(face, trait) and where(face).any()]
         intended, without, kept, outside = (_empty(seeds) for _ in range(4))
         strips: list[np.ndarray] = []
         for seed in range(seeds):
@@ -71,6 +71,16 @@ def _empty(seeds: int) -> list[list[float]]:
 
 def _fits(face: Face, trait: str) -> bool:
     return face.values[trait] != UNKNOWN and not (trait == "glasses" and face.values["glasses"])
+
+
+def _box(face: Face, classes: Sequence[str]) -> np.ndarray:
+    """bool [S, S]: the smallest box around some classes of the parsing mask, and a margin; empty where there are none."""
+    found = np.isin(face.labels, [LABELS.index(name) for name in classes])
+    chosen = np.zeros_like(found)
+    if found.any():
+        rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
+        chosen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return grown(chosen, MARGIN)
 
 
 def _changed(values: Values, trait: str, rng: np.random.Generator) -> Values:

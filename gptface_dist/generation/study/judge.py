@@ -2,6 +2,7 @@
 
 It is trained on rendered pictures with their true attributes, half of them as the release's image tokenizer reconstructs
 them, so that it can judge what the model draws; its accuracy on held-out reconstructions bounds what can be measured.
+Prompts ask for all values alike, so it takes all values for equally likely, however often faces have them.
 """
 
 import io
@@ -105,11 +106,18 @@ def train_judge(
     seed: int,
     on_step: Callable[[], None] = lambda: None,
 ) -> Judge:
-    """Train on pictures with their traits; mirrored at random. A function of the arguments, up to the device's rounding."""
+    """Train on pictures with their traits; mirrored at random. A function of the arguments, up to the device's rounding.
+
+    Logits learn beside the logarithm of how often each value appears (Menon et al. 2021, "Long-tail learning via logit
+    adjustment"), so that alone they take all values for equally likely.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         judge, pixels = Judge(), to_tensor(pictures)
         truth = {name: torch.tensor([one[name] for one in values]) for name in TRAITS}
+        known = {name: torch.bincount(one[one != UNKNOWN], minlength=len(TRAITS[name])) for name, one in truth.items()}
+        # One more of each, for values that no picture has.
+        often = {name: ((count + 1) / (count + 1).sum()).log() for name, count in known.items()}
         steps = epochs * (len(pictures) // BATCH)
         optimizer = torch.optim.AdamW(judge.parameters(), RATE, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=max(1, steps))
@@ -121,7 +129,10 @@ def train_judge(
                 batch = torch.where(torch.rand(BATCH, 1, 1, 1) < 0.5, batch, batch.flip(-1))
                 found = judge(batch)
                 losses = [
-                    functional.cross_entropy(found[name], truth[name][rows], ignore_index=UNKNOWN, reduction="sum") / BATCH
+                    functional.cross_entropy(
+                        found[name] + often[name], truth[name][rows], ignore_index=UNKNOWN, reduction="sum"
+                    )
+                    / BATCH
                     for name in TRAITS
                 ]
                 optimizer.zero_grad()

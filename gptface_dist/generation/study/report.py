@@ -19,8 +19,8 @@ from gptface_dist.generation import Generator, Sampling
 from gptface_dist.generation.study.edits import EditResult, measure_edits
 from gptface_dist.generation.study.judge import Judge, judged, read_faces, train_judge
 from gptface_dist.generation.study.prompts import MODES, PAIR, ModeResult, example_prompts, measure_prompts
-from gptface_dist.generation.study.statistics import Share, share
-from gptface_dist.generation.study.traits import TRAITS, UNKNOWN
+from gptface_dist.generation.study.statistics import balanced
+from gptface_dist.generation.study.traits import TRAITS, Values
 
 HEAD = """# Study: do pictures show what the text says
 
@@ -59,8 +59,8 @@ class StudyOptions:
 class Study:
     """What was found."""
 
-    ceiling: dict[str, Share]
-    """The judge's accuracy on held-out faces as the image tokenizer reconstructs them, by trait."""
+    ceiling: dict[str, float]
+    """The judge's accuracy on held-out faces as the image tokenizer reconstructs them, by trait: the mean over its values."""
     modes: dict[str, ModeResult]
     """By way of drawing."""
     edits: dict[str, EditResult]
@@ -92,12 +92,9 @@ def study(
     return Study(ceiling, modes, edits)
 
 
-def _ceiling(judge: Judge, truth: list[dict[str, int]], pictures: list[np.ndarray]) -> dict[str, Share]:
+def _ceiling(judge: Judge, truth: list[Values], pictures: list[np.ndarray]) -> dict[str, float]:
     seen = judged(judge, pictures)
-    return {
-        name: share([[float(s[name] == t[name]) for s, t in zip(seen, truth, strict=True) if t[name] != UNKNOWN]])
-        for name in TRAITS
-    }
+    return {name: balanced([values[name] for values in truth], [values[name] for values in seen]) for name in TRAITS}
 
 
 def write(found: Study, out: Path, command: str) -> None:
@@ -109,7 +106,7 @@ def write(found: Study, out: Path, command: str) -> None:
     )
     numbers = {
         "command": command,
-        "ceiling": {name: asdict(one) for name, one in found.ceiling.items()},
+        "ceiling": found.ceiling,
         "modes": {name: _plain(one) for name, one in found.modes.items()},
         "edits": {name: _plain(one) for name, one in found.edits.items()},
     }
@@ -128,9 +125,10 @@ def markdown(found: Study) -> str:
         f"{first.mean.trials} prompts such as *{example_prompts(1)[0]}*, {PAIR} pictures each, traits uniform and independent.",
         "Each cell: share of pictures in which the judge sees what was asked (95 % interval over prompts). *Chance*: the same",
         "if pictures had nothing to do with their prompts. *Judge*: its accuracy on held-out faces as the image tokenizer",
-        "reconstructs them, the most that could be measured. *Gain*: 95 % interval of the mean's gain over the first row, over",
-        "the same prompts and noise. *Seeds*: standard deviation of the mean over seeds. *Diversity*: root mean square",
-        "difference of two pictures of one prompt, in grey levels of 255. *Time*: CPU seconds a picture.",
+        "reconstructs them, mean over a trait's values: about the most that could be measured. *Gain*: 95 % interval of the",
+        "mean's gain over the first row, over the same prompts and noise. *Seeds*: standard deviation of the mean over seeds.",
+        "*Diversity*: root mean square difference of two pictures of one prompt, in grey levels of 255. *Time*: CPU seconds a",
+        "picture.",
         "",
         "| | " + " | ".join(TRAITS) + " | mean | seeds | gain | diversity | time |",
         "|---" * (len(TRAITS) + 6) + "|",
@@ -142,9 +140,8 @@ def markdown(found: Study) -> str:
         lines.append(f"| {mode} | " + " | ".join(cells) + " |")
     chances = [f"{first.chance[name]:.1%}" for name in TRAITS]
     lines.append("| *chance* | " + " | ".join([*chances, f"{np.mean(list(first.chance.values())):.1%}"]) + " | | | | |")
-    ceilings = [f"{found.ceiling[name].share:.1%}" for name in TRAITS]
-    average = np.mean([one.share for one in found.ceiling.values()])
-    lines.append("| *judge* | " + " | ".join([*ceilings, f"{average:.1%}"]) + " | | | | |")
+    ceilings = [f"{found.ceiling[name]:.1%}" for name in TRAITS]
+    lines.append("| *judge* | " + " | ".join([*ceilings, f"{np.mean(list(found.ceiling.values())):.1%}"]) + " | | | | |")
     lines += [
         "",
         "## Edits",

@@ -49,6 +49,16 @@ def chance(asked: Sequence[int], seen: Sequence[int]) -> float:
     return float(np.dot(np.bincount(asked, minlength=values), np.bincount(seen, minlength=values)) / (len(asked) * len(seen)))
 
 
+def balanced(truth: Sequence[int], seen: Sequence[int]) -> float:
+    """Share of each value's trials in which it is seen, mean over the values that ``truth`` has; negative ones do not count."""
+    shares = [
+        np.mean([found == value for true, found in zip(truth, seen, strict=True) if true == value])
+        for value in sorted(set(truth))
+        if value >= 0
+    ]
+    return float(np.mean(shares)) if shares else math.nan
+
+
 def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
     """95 % interval (bootstrap over pairs) of the mean of ``second - first``."""
     difference = second - first
