@@ -24,6 +24,9 @@ def render(
     size: Annotated[int, typer.Option(help="Pixels of a side.")] = 64,
     seed: Annotated[int, typer.Option(help="The collection: another seed gives other faces.")] = 0,
     closeness: Annotated[float, typer.Option(help="Enlarges the head: 1 shows head and shoulders, 1.7 the face.")] = 1.0,
+    prominent: Annotated[
+        float, typer.Option(help="Share of captions that name hair, expression and glasses before anything else.")
+    ] = 0.0,
     workers: Annotated[int, typer.Option(help="Processes that draw side by side; no result depends on it.")] = 2,
     shard_size: Annotated[int, typer.Option(help="Faces a shard.")] = 1000,
     format: Annotated[str, typer.Option(help="Of the pictures: png (lossless), jpg or webp (both with quality 95).")] = "png",
@@ -33,7 +36,8 @@ def render(
 
     # One thread in each process: more only get in each other's way.
     os.environ["OMP_NUM_THREADS"] = "1"
-    rendering = Rendering(out, count, Recipe(seed, size, format, shard_size, closeness=closeness), workers)
+    recipe = Recipe(seed, size, format, shard_size, closeness=closeness, prominent=prominent)
+    rendering = Rendering(out, count, recipe, workers)
     columns = (
         TextColumn("rendering"),
         BarColumn(),

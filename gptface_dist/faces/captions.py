@@ -28,29 +28,35 @@ NOISE_TAGS = ("portrait", "stock photo", "headshot", "face", "profile picture", 
 VERBS = ("has", "wears", "is")
 
 
-def captions(face: Attributes, random: np.random.Generator, count: int, hidden: Collection[str] = ()) -> list[str]:
+def captions(
+    face: Attributes, random: np.random.Generator, count: int, hidden: Collection[str] = (), prominent: float = 0.0
+) -> list[str]:
     """``count`` different captions of a rendered face: true of it, and silent about what its picture hides.
 
     ``hidden`` are classes of the parsing mask that cannot be seen though the attributes let expect them: see
-    :func:`~.facts.hidden`.
+    :func:`~.facts.hidden`. ``prominent`` is the share of captions that tell everything prominent first.
     """
-    return distinct(lambda: person(face, random, hidden), random, count)
+    return distinct(lambda: person(face, random, hidden), random, count, prominent)
 
 
-def distinct(describe: Callable[[], Person], random: np.random.Generator, count: int) -> list[str]:
+def distinct(describe: Callable[[], Person], random: np.random.Generator, count: int, prominent: float = 0.0) -> list[str]:
     """``count`` different captions; ``describe`` gives their subject, each time in other wordings of its facts."""
     found: dict[str, None] = {}
     while len(found) < count:
-        found[caption(describe(), random)] = None
+        found[caption(describe(), random, prominent)] = None
     return list(found)
 
 
-def caption(subject: Person, random: np.random.Generator) -> str:
+def caption(subject: Person, random: np.random.Generator, prominent: float = 0.0) -> str:
     """One caption: its form, its length and the choice of facts are drawn."""
     draw = Wording(random)
     told = int(random.choice(FACTS, p=FACTS_WEIGHTS))
-    order = random.permutation(len(subject.facts))[:told]
-    facts = [subject.facts[number] for number in order]
+    facts = [subject.facts[number] for number in random.permutation(len(subject.facts))]
+    # Without prominence nothing is drawn for it: the captions are those of before there was such a choice.
+    if prominent and draw.happens(prominent):
+        facts.sort(key=lambda fact: not fact.prominent)
+        told = max(told, sum(fact.prominent for fact in facts))
+    facts = facts[:told]
     form = random.choice(3, p=(0.4, 0.4, 0.2))
     text = (_sentences, _phrase, _tags)[form](subject, facts, draw)
     his, he = ("his", "he") if subject.male else ("her", "she")

@@ -1,8 +1,9 @@
 """Captioned rendered faces as picture shards: members and meaning of every sample, and the making of a folder of them.
 
-Sample ``number`` is a function of (generator, seed, number, size, closeness, format) alone; which shard it lies in, how many
-others there are and how many processes drew them changes none of its bytes. (Across machines the last bit of a sum may
-differ with the processor and the version of numpy, and a pixel with it.) Its members, under the key ``f"{number:09d}"``:
+Sample ``number`` is a function of (generator, seed, number, size, closeness, prominent, format) alone; which shard it lies
+in, how many others there are and how many processes drew them changes none of its bytes. (Across machines the last bit of a
+sum may differ with the processor and the version of numpy, and a pixel with it.) Its members, under the key
+``f"{number:09d}"``:
 
 - the picture, ``png`` by default: lossless, so that editing can keep pixels exactly;
 - ``txt``: one caption;
@@ -70,6 +71,9 @@ class Recipe:
     closeness: float = 1.0
     """How many times the head is enlarged: 1 shows head and shoulders, 1.3 the head, 1.7 the face."""
 
+    prominent: float = 0.0
+    """Share of captions that name hair, expression and glasses before anything else; the others choose at random."""
+
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
             raise UserError(f"the seed must be within 0 and 2**64 - 1, not {self.seed}")
@@ -81,6 +85,8 @@ class Recipe:
             raise UserError(f"a shard must hold at least 1 face, not {self.shard_size}")
         if not 0.5 <= self.closeness <= 3:
             raise UserError(f"the closeness must be within 0.5 and 3, not {self.closeness:g}")
+        if not 0 <= self.prominent <= 1:
+            raise UserError(f"the prominent share must be within 0 and 1, not {self.prominent:g}")
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,8 @@ def sample(renderer: Renderer, recipe: Recipe, number: int) -> tuple[str, dict[s
     """Key and members of one sample."""
     face = draw_attributes(recipe.seed, number)
     picture = renderer.draw(face, recipe.size, recipe.closeness)
-    said = captions(face, stream(recipe.seed, number, CAPTION_STREAM), CAPTIONS, hidden(picture.labels))
+    random = stream(recipe.seed, number, CAPTION_STREAM)
+    said = captions(face, random, CAPTIONS, hidden(picture.labels), recipe.prominent)
     described = {
         "captions": said,
         "attributes": face.to_json(),

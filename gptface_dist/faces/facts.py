@@ -9,7 +9,7 @@ turned towards the left edge, and "looks to the left". Between looking ahead and
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,8 @@ class Fact:
     """A whole sentence instead of subject and verb; ``{Her}`` and ``{her}`` stand for the possessive pronoun."""
     adjective: str = ""
     """The same as a word before the noun: ``smiling``."""
+    prominent: bool = False
+    """Whether people mention it first: hair, expression, glasses."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,21 @@ def person(face: Attributes, random: np.random.Generator, hidden: Collection[str
     }[face.age]()
     noun = ("man" if male else "woman") if adult else ("boy" if male else "girl")
     found = [
-        *_hair(face, draw),
+        *_prominent(_hair(face, draw)),
         *_eyes(face, draw),
         *_lower_face(face, draw),
-        *_expression(face, draw),
+        *_prominent(_expression(face, draw)),
+        *_prominent(_glasses(face, draw)),
         *_worn(face, draw, hidden),
         *_pose(face, draw),
         *_skin(face, draw),
         *_surroundings(face, draw),
     ]
     return Person(noun, male, tuple(found), age)
+
+
+def _prominent(facts: list[Fact]) -> list[Fact]:
+    return [replace(fact, prominent=True) for fact in facts]
 
 
 def _hair(face: Attributes, draw: Wording) -> list[Fact]:
@@ -199,14 +206,16 @@ def _expression(face: Attributes, draw: Wording) -> list[Fact]:
     return [Fact("is", word, sentence=draw.one("", f"{{She}} looks {word}.", f"{{She}} seems {word}."), adjective=word)]
 
 
+def _glasses(face: Attributes, draw: Wording) -> list[Fact]:
+    if face.glasses == "none":
+        return []
+    if face.glasses == HIDES_EYES:
+        return [Fact("wears", draw.one("sunglasses", "dark sunglasses", "a pair of sunglasses"), "sunglasses")]
+    return [Fact("wears", draw.one("glasses", "eyeglasses", f"{face.glasses} glasses", "a pair of glasses"), "glasses")]
+
+
 def _worn(face: Attributes, draw: Wording, hidden: Collection[str]) -> list[Fact]:
     facts = []
-    if face.glasses == HIDES_EYES:
-        facts.append(Fact("wears", draw.one("sunglasses", "dark sunglasses", "a pair of sunglasses"), "sunglasses"))
-    elif face.glasses != "none":
-        facts.append(
-            Fact("wears", draw.one("glasses", "eyeglasses", f"{face.glasses} glasses", "a pair of glasses"), "glasses")
-        )
     if face.hat != "none":
         kinds = {"cap": ("cap", "cap", "hat"), "beanie": ("beanie", "knit cap", "hat"), "headband": ("headband",)}[face.hat]
         facts.append(_thing(face.hat_color, draw.one(*kinds), draw))

@@ -240,6 +240,47 @@ def test_captions_of_one_face_differ_and_depend_on_their_stream_alone(described:
     assert len(set(captions(plain, stream(1), 40, hidden=("cloth",)))) == 40
 
 
+def told(text: str) -> set[str]:
+    """Which of the prominent things a caption tells, by the rules above."""
+    found = {"hair"} if re.search(r"\b(hair|bald|afro|buzz cut)\b", text, re.I) else set()
+    if re.search(r"\b(happy|smil\w+|neutral|sad|unhappy|angry|surprised|astonished|disgusted|scared|frightened)\b", text, re.I):
+        found.add("expression")
+    return found | ({"glasses"} if re.search(r"\b(eye|sun)?glasses\b", text, re.I) else set())
+
+
+def to_tell(face: Attributes) -> set[str]:
+    expression = mouth_seen(face) and (eyes_seen(face) or face.expression in ("happy", "sad", "surprised"))
+    hair = hair_seen(face) or (face.hair_style == "bald" and scalp_seen(face))
+    seen = {"hair": hair, "expression": expression, "glasses": face.glasses != "none"}
+    return {name for name, shown in seen.items() if shown}
+
+
+def test_prominent_things_are_told_as_often_as_asked(described: list[tuple[Attributes, list[str]]]) -> None:
+    """At 1 always and truly, at a half in half of the captions and those that come to it at random."""
+    whole = {}
+    for share in (0.0, 0.5, 1.0):
+        complete = []
+        for number, (face, _) in enumerate(described[:400]):
+            for text in captions(face, stream(17, number, CAPTION_STREAM), 5, prominent=share):
+                assert false_claims(face, text) == [], (text, face)
+                assert share < 1 or told(text) >= to_tell(face), (text, face)
+                complete.append(told(text) >= to_tell(face))
+        whole[share] = np.mean(complete)
+    assert whole[0.0] < 0.45
+    # 2,000 captions: 0.05 is 4.5 standard errors.
+    assert whole[0.5] == pytest.approx((1 + whole[0.0]) / 2, abs=0.05)
+
+
+def test_captions_are_what_they_were_before_anything_was_prominent() -> None:
+    """Folders that earlier versions began are gone on with: the same numbers must give the same words."""
+    said = [captions(draw_attributes(17, number), stream(17, number, CAPTION_STREAM), 1)[0] for number in range(3)]
+    assert said == [
+        "a man wearing earrings - stock photo",
+        "Stock photo of a woman with black hair in a bun.",
+        "The man has bushy eyebrows and is wearing a shirt. He has fair skin and a frightened look on his face.",
+    ]
+
+
 def test_grammar(described: list[tuple[Attributes, list[str]]]) -> None:
     for _, texts in described:
         for text in texts:

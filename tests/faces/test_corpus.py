@@ -199,6 +199,7 @@ def test_an_interrupted_extension_is_seen_as_unfinished(copied: Path) -> None:
         (COUNT, Recipe(3, SIZE, "png", 5), "shard_size 4 (now 5)"),
         (COUNT, Recipe(3, SIZE, "png", 4, "other"), "generator gptface-faces-1 (now other)"),
         (COUNT, Recipe(3, SIZE, "png", 4, closeness=1.7), "closeness 1.0 (now 1.7)"),
+        (COUNT, Recipe(3, SIZE, "png", 4, prominent=0.5), "prominent 0.0 (now 0.5)"),
         (9, RECIPE, "beyond --count 9"),
         (3, RECIPE, "beyond --count 3"),
     ],
@@ -212,9 +213,10 @@ def test_what_would_mix_or_remove_faces_is_refused(corpus: Path, count: int, rec
     assert files(corpus) == before
 
 
-def test_a_folder_from_before_there_was_a_closeness_is_gone_on_with(copied: Path) -> None:
+@pytest.mark.parametrize(("name", "was"), [("closeness", 1.0), ("prominent", 0.0)])
+def test_a_folder_from_before_there_was_such_a_choice_is_gone_on_with(copied: Path, name: str, was: float) -> None:
     recipe = json.loads((copied / "render.json").read_bytes())
-    assert recipe.pop("closeness") == 1.0
+    assert recipe.pop(name) == was
     (copied / "render.json").write_text(json.dumps(recipe))
     assert Rendering(copied, COUNT, RECIPE).kept == COUNT
 
@@ -256,6 +258,8 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
         {"shard_size": 0},
         {"closeness": 0.4},
         {"closeness": float("nan")},
+        {"prominent": -0.1},
+        {"prominent": 1.1},
         {"count": 0},
         {"count": -5},
         {"workers": 0},

@@ -59,7 +59,7 @@ def test_paired_difference() -> None:
 def test_prompts_name_all_traits() -> None:
     values = {"gender": 0, "glasses": 1, "hair": 3, "expression": 3}
     assert prompt(values) == "An angry woman with red hair, wearing glasses."
-    assert prompt({"gender": 1, "glasses": 0, "hair": 0, "expression": 0}) == "A man with black hair."
+    assert prompt({"gender": 1, "glasses": 0, "hair": 0, "expression": 0}) == "A man with black hair and a neutral expression."
     drawn = [random_values(np.random.default_rng(i)) for i in range(600)]
     for name, values_of_trait in TRAITS.items():
         shares = np.bincount([one[name] for one in drawn], minlength=len(values_of_trait)) / 600

@@ -41,9 +41,10 @@ def random_values(rng: np.random.Generator) -> Values:
 
 
 def prompt(values: Values) -> str:
-    """``A smiling woman with red hair, wearing glasses.`` No glasses and a neutral expression are left unsaid."""
+    """``A smiling woman with red hair, wearing glasses.``, ``A man with black hair and a neutral expression.``"""
     adjective, noun = _ADJECTIVES[values["expression"]], ("woman", "man")[values["gender"]]
     subject = f"{adjective} {noun}".strip()
     article = "An" if subject[0] in "aeiou" else "A"
+    face = "" if adjective else " and a neutral expression"
     worn = ", wearing glasses" if values["glasses"] else ""
-    return f"{article} {subject} with {TRAITS['hair'][values['hair']]} hair{worn}."
+    return f"{article} {subject} with {TRAITS['hair'][values['hair']]} hair{face}{worn}."
