@@ -70,7 +70,6 @@ class Recipe:
     """What made the samples of a (seed, number)."""
     closeness: float = 1.0
     """How many times the head is enlarged: 1 shows head and shoulders, 1.3 the head, 1.7 the face."""
-
     prominent: float = 0.0
     """Share of captions that name hair, expression and glasses before anything else; the others choose at random."""
 

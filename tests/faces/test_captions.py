@@ -78,6 +78,17 @@ LENGTHS = {
     r"curly": ("curly",),
 }  # fmt: skip
 
+EXPRESSION_RULES: dict[str, Claim] = {
+    r"\b(happy|smil\w+)\b": looks("happy"),
+    r"\bneutral\b": looks("neutral"),
+    r"\b(sad|unhappy)\b": looks("sad"),
+    r"\bangry\b": looks("angry"),
+    r"\b(surprised|astonished)\b": looks("surprised"),
+    r"\bdisgusted\b": looks("disgusted"),
+    r"\b(scared|frightened)\b": looks("afraid"),
+}
+HAIR_TOLD = {r"\bhair\b", r"\bbald\b", r"\bbuzz cut\b", r"\bafro\b"}
+GLASSES_TOLD = {r"\b(dark )?sunglasses\b", r"\b(eye)?glasses\b"}
 RULES: dict[str, Claim] = {
     r"\b(man|boy|he|his)\b": lambda f: f.gender == "male",
     r"\b(woman|girl|she|her)\b": lambda f: f.gender == "female",
@@ -106,13 +117,7 @@ RULES: dict[str, Claim] = {
     r"\bred lipstick|lipstick is red": lambda f: f.lipstick == "red" and mouth_seen(f),
     r"\bpink lipstick|lipstick is pink": lambda f: f.lipstick == "pink" and mouth_seen(f),
     r"\b(freckles|freckled)\b": lambda f: f.freckles and mouth_seen(f),
-    r"\b(happy|smil\w+)\b": looks("happy"),
-    r"\bneutral\b": looks("neutral"),
-    r"\b(sad|unhappy)\b": looks("sad"),
-    r"\bangry\b": looks("angry"),
-    r"\b(surprised|astonished)\b": looks("surprised"),
-    r"\bdisgusted\b": looks("disgusted"),
-    r"\b(scared|frightened)\b": looks("afraid"),
+    **EXPRESSION_RULES,
     r"\b(dark )?sunglasses\b": lambda f: f.glasses == "sunglasses",
     r"\b(eye)?glasses\b": lambda f: f.glasses in ("round", "square"),
     r"\bround\b": lambda f: f.glasses == "round",
@@ -240,19 +245,19 @@ def test_captions_of_one_face_differ_and_depend_on_their_stream_alone(described:
     assert len(set(captions(plain, stream(1), 40, hidden=("cloth",)))) == 40
 
 
-def told(text: str) -> set[str]:
-    """Which of the prominent things a caption tells, by the rules above."""
-    found = {"hair"} if re.search(r"\b(hair|bald|afro|buzz cut)\b", text, re.I) else set()
-    if re.search(r"\b(happy|smil\w+|neutral|sad|unhappy|angry|surprised|astonished|disgusted|scared|frightened)\b", text, re.I):
-        found.add("expression")
-    return found | ({"glasses"} if re.search(r"\b(eye|sun)?glasses\b", text, re.I) else set())
+PROMINENT = {"hair": HAIR_TOLD, "expression": EXPRESSION_RULES.keys(), "glasses": GLASSES_TOLD}
+"""What is to be told first, and the rules any of which tells it."""
+
+
+def tells(text: str) -> set[str]:
+    """Which of the prominent things a caption tells."""
+    said = set(claims(text))
+    return {name for name, rules in PROMINENT.items() if said & rules}
 
 
 def to_tell(face: Attributes) -> set[str]:
-    expression = mouth_seen(face) and (eyes_seen(face) or face.expression in ("happy", "sad", "surprised"))
-    hair = hair_seen(face) or (face.hair_style == "bald" and scalp_seen(face))
-    seen = {"hair": hair, "expression": expression, "glasses": face.glasses != "none"}
-    return {name for name, shown in seen.items() if shown}
+    """Which of them a face shows."""
+    return {name for name, rules in PROMINENT.items() if any(RULES[rule](face) for rule in rules)}
 
 
 def test_prominent_things_are_told_as_often_as_asked(described: list[tuple[Attributes, list[str]]]) -> None:
@@ -263,12 +268,23 @@ def test_prominent_things_are_told_as_often_as_asked(described: list[tuple[Attri
         for number, (face, _) in enumerate(described[:400]):
             for text in captions(face, stream(17, number, CAPTION_STREAM), 5, prominent=share):
                 assert false_claims(face, text) == [], (text, face)
-                assert share < 1 or told(text) >= to_tell(face), (text, face)
-                complete.append(told(text) >= to_tell(face))
+                assert share < 1 or tells(text) >= to_tell(face), (text, face)
+                complete.append(tells(text) >= to_tell(face))
         whole[share] = np.mean(complete)
     assert whole[0.0] < 0.45
     # 2,000 captions: 0.05 is 4.5 standard errors.
     assert whole[0.5] == pytest.approx((1 + whole[0.0]) / 2, abs=0.05)
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.0, 0.45), (0.9, 0.88)])
+def test_how_often_an_expression_is_told(share: float, told: float, described: list[tuple[Attributes, list[str]]]) -> None:
+    """What docs/faces.md says."""
+    texts = [
+        text
+        for number, (face, _) in enumerate(described[:1000])
+        for text in captions(face, stream(17, number, CAPTION_STREAM), 5, prominent=share)
+    ]
+    assert np.mean(["expression" in tells(text) for text in texts]) == pytest.approx(told, abs=0.01)
 
 
 def test_captions_are_what_they_were_before_anything_was_prominent() -> None:
