@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from gptface_dist.errors import UserError
 
+HELD = "TORCHELASTIC_USE_AGENT_STORE"
+"""Torchrun's variable for :attr:`Place.held`."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -23,14 +26,21 @@ class Place:
     """Machine of rank 0, where all meet."""
     port: int = 0
     """TCP port there; 0 for any (one process)."""
+    held: bool = False
+    """Whether who started the processes holds the store in which they meet, as torchrun does; otherwise rank 0 does."""
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {socket.gethostname()}"
 
+    def variables(self) -> dict[str, str]:
+        """Torchrun's variables: libraries read them, whoever started the process."""
+        numbers = {"RANK": self.rank, "WORLD_SIZE": self.world, "LOCAL_RANK": self.local_rank, "MASTER_PORT": self.port}
+        words = {"MASTER_ADDR": self.address, HELD: str(self.held)}
+        return {name: str(number) for name, number in numbers.items()} | words
+
     def export(self) -> None:
-        """Put torchrun's variables into the environment: libraries read them, whoever started the process."""
-        found = {"RANK": self.rank, "WORLD_SIZE": self.world, "LOCAL_RANK": self.local_rank, "MASTER_PORT": self.port}
-        os.environ.update({name: str(value) for name, value in found.items()}, MASTER_ADDR=self.address)
+        """Put :meth:`variables` into this process's environment."""
+        os.environ.update(self.variables())
 
 
 def find(environment: Mapping[str, str] = os.environ) -> Place:
@@ -57,9 +67,10 @@ def find(environment: Mapping[str, str] = os.environ) -> Place:
     if not 0 <= rank < world:
         raise UserError(f"rank {rank} is not one of {world} processes ({names[0]}, {names[1]})")
     if names[0] == "RANK":
-        return Place(rank, world, local_rank, environment["MASTER_ADDR"], last)
+        return Place(rank, world, local_rank, environment["MASTER_ADDR"], last, environment.get(HELD) == "True")
     address = environment.get("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
-    port = environment.get("MASTER_PORT", str(20000 + last % 20000))
+    # Below the ports that Linux gives to any connection (32768 and up), so that it is free when rank 0 listens there.
+    port = environment.get("MASTER_PORT", str(20000 + last % 12000))
     return Place(rank, world, local_rank, address, int(port))
 
 

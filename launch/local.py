@@ -2,11 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+
+from gptface_dist import meeting
+from gptface_dist.place import Place
 
 GRACE = 15.0
 """Seconds that the others have to end by themselves after the first one failed."""
@@ -18,12 +20,15 @@ def run(arguments: Sequence[str], world: int) -> int:
     Processes find each other by torchrun's variables. Each gets an equal share of the cores, unless ``OMP_NUM_THREADS``
     says otherwise. An interrupt reaches all of them.
     """
-    environment = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
+    with meeting.held() as port:
+        return _run(arguments, [Place(rank, world, rank, meeting.ADDRESS, port, held=True) for rank in range(world)])
+
+
+def _run(arguments: Sequence[str], places: Sequence[Place]) -> int:
+    environment = {**os.environ}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(places))))
     command = [sys.executable, "-m", "gptface_dist.tools.main", *arguments]
-    processes = [
-        subprocess.Popen(command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(world)
-    ]
+    processes = [subprocess.Popen(command, env={**environment, **place.variables()}) for place in places]
     failed, deadline = 0, float("inf")
     try:
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
@@ -49,10 +54,3 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
         time.sleep(0.05)
     for process in processes:
         process.send_signal(signal.SIGTERM)
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,8 +1,10 @@
-"""Programs that tests start and interrupt."""
+"""Programs that tests start and interrupt, and where they meet."""
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +22,18 @@ def interruptible(command: list[str], **options: Any) -> Iterator["subprocess.Po
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def free_port() -> int:
+    """A TCP port on which rank 0 will listen itself, as under Slurm (else: ``meeting.held``).
+
+    None of those that Linux gives to any connection (32768 and up): it could be taken by then.
+    """
+    for port in random.sample(range(20000, 32000), 1000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise OSError("no port is free between 20000 and 32000")
 
 
 def _heed() -> None:

@@ -18,10 +18,17 @@ SLURM = {
 def test_alone_under_torchrun_and_under_slurm() -> None:
     assert find({}) == Place(0, 1, 0, "127.0.0.1", 0)
     assert find(TORCHRUN) == Place(5, 8, 1, "n1", 29500)
-    assert find(SLURM) == Place(3, 4, 1, "gpu07", 20123)
+    assert find({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "True"}) == Place(5, 8, 1, "n1", 29500, held=True)
+    assert find(SLURM) == Place(3, 4, 1, "gpu07", 20000 + 40123 % 12000)
     assert find({**SLURM, "MASTER_ADDR": "head", "MASTER_PORT": "1234"}) == Place(3, 4, 1, "head", 1234)
     # torchrun inside a Slurm job: torchrun knows better.
     assert find({**SLURM, **TORCHRUN}) == Place(5, 8, 1, "n1", 29500)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_is_put_into_the_environment_is_found_there(held: bool) -> None:
+    place = Place(2, 4, 1, "n1", 29500, held)
+    assert find(place.variables()) == place
 
 
 def test_one_slurm_task_is_alone() -> None:

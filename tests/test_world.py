@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gptface_dist.launch.local import free_port
+from gptface_dist import meeting
+from gptface_dist.place import Place
 
 PROGRAM = """
 import sys
@@ -25,12 +26,13 @@ world.leave()
 
 def test_a_process_may_end_after_leaving() -> None:
     """With groups that an engine still holds. Without the wait, some of these processes abort in most runs (4 of 6)."""
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "3"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    processes = [
-        subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(3)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    with meeting.held() as port:
+        places = [Place(rank, 3, rank, port=port, held=True) for rank in range(3)]
+        processes = [
+            subprocess.Popen(command, env={**environment, **place.variables()}, stderr=subprocess.PIPE, text=True)
+            for place in places
+        ]
+        errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], "".join(errors)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host
+from gptface_dist import host, meeting
 from gptface_dist.checkpoint import folder
 from gptface_dist.checkpoint.background import Background, staged
 from gptface_dist.checkpoint.load import damage, load
@@ -30,7 +30,6 @@ from gptface_dist.checkpoint.together import Ranks
 from gptface_dist.config import Config
 from gptface_dist.data.options import DataConfig
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
-from gptface_dist.engine.parity import free_port
 from gptface_dist.errors import UserError
 from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
@@ -97,11 +96,12 @@ def compare(task: Task, path: Path, rounds: int, progress: Progress) -> list[Mea
             one.memory.append(memory)
             one.written = written
 
-    arguments = (free_port(), task, str(path), rounds, queue)
-    context = start_processes(_work, arguments, nprocs=task.layout.world, join=False, start_method="spawn")
-    while not context.join(timeout=0.1):
+    with meeting.held() as port:
+        arguments = (port, task, str(path), rounds, queue)
+        context = start_processes(_work, arguments, nprocs=task.layout.world, join=False, start_method="spawn")
+        while not context.join(timeout=0.1):
+            drain()
         drain()
-    drain()
     if task.tokenizers is not None:
         for _ in range(rounds):
             for way in (OURS, THEIRS):
@@ -128,7 +128,7 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
         from gptface_dist.engine.state import EngineState
         from gptface_dist.release.probe import PROBE_NAME, Probe, probe_batch
 
-        groups.join(Place(rank, world, rank, port=port), None, 600)
+        groups.join(Place(rank, world, rank, port=port, held=True), None, 600)
         groups.start(task.layout, 0, 600)
         engine = Engine(task.model, task.vocabulary, task.layout, 0, OptimizerOptions(), LossWeights(), task.engine)
         for region in EngineState(engine).regions():

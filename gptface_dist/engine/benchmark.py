@@ -22,11 +22,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host
+from gptface_dist import host, meeting
 from gptface_dist.data.batch import Batch
 from gptface_dist.data.benchmark import hardware
 from gptface_dist.engine.options import LossWeights, OptimizerOptions
-from gptface_dist.engine.parity import free_port
 from gptface_dist.engine.workload import Workload
 from gptface_dist.errors import UserError
 from gptface_dist.layout import Layout
@@ -150,21 +149,22 @@ def compare(work: Workload, processes: int, rounds: int, steps: int, progress: C
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         raise UserError(f"{processes} processes need as many GPUs, there are {torch.cuda.device_count()}")
     messages = multiprocessing.get_context("spawn").SimpleQueue()
-    arguments = (processes, free_port(), work, rounds, steps, messages)
-    context = start_processes(_work, arguments, nprocs=processes, join=False, start_method="spawn")
     losses: dict[str, list[float]] = {}
     seconds: dict[Way, list[float]] = {way: [] for way in plan}
-    ended = False
-    while not ended:
-        ended = context.join(timeout=0.1)
-        while not messages.empty():
-            kind, way, value = messages.get()
-            if kind == "next":
-                progress(value)
-            elif kind == "losses":
-                losses[str(way)] = value
-            else:
-                seconds[way].append(value)
+    with meeting.held() as port:
+        arguments = (processes, port, work, rounds, steps, messages)
+        context = start_processes(_work, arguments, nprocs=processes, join=False, start_method="spawn")
+        ended = False
+        while not ended:
+            ended = context.join(timeout=0.1)
+            while not messages.empty():
+                kind, way, value = messages.get()
+                if kind == "next":
+                    progress(value)
+                elif kind == "losses":
+                    losses[str(way)] = value
+                else:
+                    seconds[way].append(value)
     return Comparison(losses, timings(seconds, plan) if agree(losses, work.engine.dtype) else [])
 
 
@@ -200,7 +200,7 @@ def _work(rank: int, world: int, port: int, work: Workload, rounds: int, steps: 
         host.import_libraries()
         from gptface_dist.engine import groups
 
-        groups.join(Place(rank, world, rank, port=port), None, TIMEOUT_S)
+        groups.join(Place(rank, world, rank, port=port, held=True), None, TIMEOUT_S)
         batches = [work.batches(step, host.device()) for step in range(WARM_UP + steps)]
         losses: dict[str, list[float]] = {}
         for turn in range(rounds + 1):

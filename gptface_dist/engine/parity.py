@@ -10,7 +10,6 @@ import gc
 import itertools
 import json
 import math
-import socket
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host
+from gptface_dist import host, meeting
 from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.stream import Block, Delivered, Origin
@@ -218,7 +217,7 @@ def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_
 
         del engine  # Imported for what it imports: DeepSpeed collects garbage with each engine, which may skip all that.
         gc.freeze()
-        Place(rank, world, rank, port=port).export()
+        Place(rank, world, rank, port=port, held=True).export()
         for case in cases:
             groups.start(case.layout, case.seed, timeout_s=timeout_s)
             mine = compare(case)
@@ -246,12 +245,6 @@ def prove(cases: list[Case], out: Path) -> list[Found]:
         case.layout.check(case.layout.world, case.model, case.micro_batches // case.layout.dp)
     for world in sorted({case.layout.world for case in cases}):
         mine = [case for case in cases if case.layout.world == world]
-        start_processes(work, (world, free_port(), mine, str(out)), nprocs=world, start_method="spawn")
+        with meeting.held() as port:
+            start_processes(work, (world, port, mine, str(out)), nprocs=world, start_method="spawn")
     return [Found(**json.loads(line)) for line in out.read_text(encoding="utf-8").splitlines()]
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,9 +1,9 @@
 """One rank's failure ends the run everywhere: within seconds, with one message, and with a status that says so.
 
-Ranks meet in a key-value store (``torch.distributed``'s, held by rank 0 or by torchrun's agent). The first one that fails
-writes its reason there and prints it; a thread in every other process reads it and ends that process at once, wherever it
-waits. A rank that is killed writes nothing: the others find their connections closed, see whose signs of life have
-stopped, and name it.
+Ranks meet in a key-value store (``torch.distributed``'s, held by rank 0 or by who started them, as torchrun's agent does).
+The first one that fails writes its reason there and prints it; a thread in every other process reads it and ends that
+process at once, wherever it waits. A rank that is killed writes nothing: the others find their connections closed, see
+whose signs of life have stopped, and name it.
 """
 
 import datetime
@@ -43,8 +43,7 @@ class Watch:
                 place.address,
                 place.port,
                 place.world,
-                # torchrun's agent holds the store itself where it says so.
-                is_master=place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+                is_master=place.rank == 0 and not place.held,
                 timeout=datetime.timedelta(seconds=timeout_s),
                 multi_tenant=True,
             )
@@ -71,7 +70,7 @@ class Watch:
                 failed = self._own.check([FAILED]) and self._own.get(FAILED).decode()
             except (dist.DistError, RuntimeError):
                 if not self._ended.wait(SECOND) and not self._reporting:
-                    _end(f"{self.place} lost the process that holds the store (rank 0, or torchrun's agent)", 1)
+                    _end(f"{self.place} lost the process that holds the store (rank 0, or the one that started the ranks)", 1)
                 return
             if failed:
                 status, rank = failed.split(":")

@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host
+from gptface_dist import host, meeting
 from gptface_dist.checkpoint.folder import name_of
 from gptface_dist.checkpoint.load import damage, load
 from gptface_dist.checkpoint.manifest import Manifest
@@ -121,7 +121,7 @@ def _full(file: HashedFile, data: memoryview) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def work(rank: int, jobs: list[Job], processes: int, port: int, folder: str, turn: Any) -> None:
+def work(rank: int, jobs: list[Job], port: int, folder: str, turn: Any) -> None:
     """One spawned process. ``turn`` is a barrier: who has no part in a job waits without taking time from the others."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -129,8 +129,7 @@ def work(rank: int, jobs: list[Job], processes: int, port: int, folder: str, tur
         host.import_libraries()
         from gptface_dist.engine import groups
 
-        # One for all worlds: a port that was free when the first began may not be when the last does.
-        store: Any = dist.TCPStore("127.0.0.1", port, processes, rank == 0)
+        store: Any = dist.TCPStore(meeting.ADDRESS, port)
         for number, job in enumerate(jobs):
             turn.wait()
             if rank >= job.layout.world:
@@ -145,8 +144,6 @@ def work(rank: int, jobs: list[Job], processes: int, port: int, folder: str, tur
                 done = {"job": job.out, "losses": losses, "seconds": time.perf_counter() - began}
                 with Path(folder, "done.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps(done) + "\n")
-        # Rank 0 serves the store until all are done.
-        turn.wait()
 
 
 def train(jobs: list[Job], folder: Path) -> None:
@@ -157,8 +154,8 @@ def train(jobs: list[Job], folder: Path) -> None:
     for some in together(jobs):
         processes = max(job.layout.world for job in some)
         turn = multiprocessing.get_context("spawn").Barrier(processes)
-        arguments = (some, processes, parity.free_port(), str(folder), turn)
-        start_processes(work, arguments, nprocs=processes, start_method="spawn")
+        with meeting.held() as port:
+            start_processes(work, (some, port, str(folder), turn), nprocs=processes, start_method="spawn")
 
 
 def together(jobs: list[Job]) -> list[list[Job]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host
+from gptface_dist import host, meeting
 from gptface_dist.engine import parity
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import VOCABULARY, Case
@@ -85,7 +85,7 @@ def work(rank: int, world: int, port: int, layout: Layout, folder: Path) -> None
 
         from gptface_dist.engine import groups
 
-        Place(rank, world, rank, port=port).export()
+        Place(rank, world, rank, port=port, held=True).export()
         errors = {}
         for name, attention in KERNELS.items():
             if name == "bent":
@@ -107,7 +107,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fp8")
     for layout in (ALONE, SPREAD):
         world = layout.world
-        start_processes(work, (world, parity.free_port(), layout, folder), nprocs=world, start_method="spawn")
+        with meeting.held() as port:
+            start_processes(work, (world, port, layout, folder), nprocs=world, start_method="spawn")
     return folder
 
 

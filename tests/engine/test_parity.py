@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host
+from gptface_dist import host, meeting
 from gptface_dist.engine import parity
 from gptface_dist.engine.options import EngineOptions
 from gptface_dist.engine.parity import MODEL, Case, Found, prove
@@ -177,8 +177,9 @@ def without_bridges(rank: int, ports: list[int], folder: Path, turn: Any) -> Non
 def test_each_bridge_is_needed(tmp_path: Path) -> None:
     """Taken out, a bridge's absence is a wrong gradient, a crash, or a collective that times out: never a pass."""
     turn = multiprocessing.get_context("spawn").Barrier(4)
-    ports = [parity.free_port() for _ in NEEDED]
-    start_processes(without_bridges, (ports, tmp_path, turn), nprocs=4, start_method="spawn")
+    with contextlib.ExitStack() as stores:
+        ports = [stores.enter_context(meeting.held()) for _ in NEEDED]
+        start_processes(without_bridges, (ports, tmp_path, turn), nprocs=4, start_method="spawn")
     found = {name: [Found(**json.loads((tmp_path / f"{name}-{rank}").read_text())) for rank in range(4)] for name in NEEDED}
     for name, ranks in found.items():
         assert not all(one.ok() for one in ranks), name

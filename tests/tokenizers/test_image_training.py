@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gptface_dist import meeting
 from gptface_dist.errors import UserError
+from gptface_dist.place import Place
 from gptface_dist.tokenizers import image_training
 from gptface_dist.tokenizers.image import ImageTokenizer
 from gptface_dist.tokenizers.image_files import WEIGHTS_NAME
@@ -259,8 +260,7 @@ def test_living_codes_are_not_revived() -> None:
 
 def one_process(rank: int, port: int, folder: Path) -> None:
     """What each of two processes does: train in a group of two, and note its own state."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    Place(rank, 2, rank, port=port, held=True).export()
     torch.set_num_threads(1)
     with processes() as group:
         train(folder, replace(RUN, training=replace(OPTIONS, log_every=1)), group)
@@ -272,16 +272,14 @@ def one_process(rank: int, port: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     # A fresh interpreter each; it finds this file under the same name as pytest does.
     code = "import sys, pathlib; from tests.tokenizers.test_image_training import one_process as run; "
     code += "run(int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3]))"
     command = [sys.executable, "-c", code]
     root = Path(__file__).parents[2]
-    workers = [subprocess.Popen([*command, str(rank), str(port), str(folder)], cwd=root) for rank in range(2)]
-    assert [worker.wait(120) for worker in workers] == [0, 0]
+    with meeting.held() as port:
+        workers = [subprocess.Popen([*command, str(rank), str(port), str(folder)], cwd=root) for rank in range(2)]
+        assert [worker.wait(120) for worker in workers] == [0, 0]
     return folder
 
 

@@ -14,7 +14,7 @@ import yaml
 from torch.multiprocessing.spawn import start_processes
 from typer.testing import CliRunner
 
-from gptface_dist import host
+from gptface_dist import host, meeting
 from gptface_dist.engine import parity
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
@@ -152,7 +152,7 @@ def work(rank: int, world: int, port: int, jobs: list[Job], folder: Path) -> Non
         host.import_libraries()
         from gptface_dist.engine import groups
 
-        Place(rank, world, rank, port=port).export()
+        Place(rank, world, rank, port=port, held=True).export()
         for job in jobs:
             Parameter.initial = initial_normed if job.model.qk_norm else initial  # type: ignore[method-assign]
             groups.start(job.layout, 0)
@@ -167,7 +167,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     folder = tmp_path_factory.mktemp("health")
     for jobs in (ALONE, TWO):
         world = jobs[0].layout.world
-        start_processes(work, (world, parity.free_port(), jobs, folder), nprocs=world, start_method="spawn")
+        with meeting.held() as port:
+            start_processes(work, (world, port, jobs, folder), nprocs=world, start_method="spawn")
     return {
         job.name: [json.loads((folder / f"{job.name}-{rank}.json").read_text()) for rank in range(job.layout.world)]
         for job in (*ALONE, *TWO)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gptface_dist.launch.local import free_port
+from gptface_dist import meeting
+from gptface_dist.place import Place
+from tests.processes import free_port
 
 PROGRAM = """
 import datetime, os, signal, sys, time
@@ -42,19 +44,23 @@ print("done", place.rank)
 """
 
 
-def run(how: str, culprit: int = 1, world: int = 3) -> tuple[list[int], str]:
-    """Exit statuses by rank, and what all wrote together; two minutes are more than any of them needs."""
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+def run(how: str, culprit: int = 1, world: int = 3, held: int | None = None) -> tuple[list[int], str]:
+    """Exit statuses by rank, and what all wrote together; two minutes are more than any of them needs.
+
+    ``held`` is the port of a store to meet in; without it rank 0 holds one.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    port = free_port() if held is None else held
+    places = [Place(rank, world, rank, port=port, held=held is not None) for rank in range(world)]
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", PROGRAM, how, str(culprit)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**environment, **place.variables()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(world)
+        for place in places
     ]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     return [process.returncode for process in processes], "".join(outputs)
@@ -96,6 +102,14 @@ def test_a_killed_rank_ends_the_others(culprit: int) -> None:
     assert 1 <= len(messages(output)) <= (2 if culprit == 0 else 1)
     if culprit:
         assert "rank 2 died" in messages(output)[0]
+
+
+def test_where_another_process_holds_the_store_rank_0_is_no_exception() -> None:
+    with meeting.held() as port:
+        statuses, output = run("killed", 0, held=port)
+    assert statuses == [-signal.SIGKILL, 1, 1]
+    (message,) = messages(output)
+    assert "rank 0 died" in message
 
 
 def test_a_stuck_rank_ends_all_after_the_time_out() -> None:
