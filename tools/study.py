@@ -16,20 +16,22 @@ def study(
         str, typer.Argument(help="Shards of `gptface faces render`, of another seed than training's.", show_default=False)
     ],
     out: Annotated[Path, typer.Argument(help="Folder for study.md, study.json and study.png.", show_default=False)],
-    prompts: Annotated[int, typer.Option(help="Random prompts with each seed, two pictures each.")] = 60,
-    edits: Annotated[int, typer.Option(help="Edits of each kind with each seed.")] = 30,
-    seeds: Annotated[int, typer.Option(help="Seeds of prompts and noise.")] = 3,
-    judge_faces: Annotated[int, typer.Option(help="Faces that the judge is trained on.")] = 2000,
-    held_out: Annotated[int, typer.Option(help="Further faces, that it is tested on and that are edited.")] = 300,
-    epochs: Annotated[int, typer.Option(help="Of the judge's training.")] = 12,
+    prompts: Annotated[int, typer.Option(help="Random prompts with each seed, two pictures each.")] = 70,
+    edits: Annotated[int, typer.Option(help="Edits of each kind, pairs and captions with each seed.")] = 30,
+    seeds: Annotated[int, typer.Option(help="Seeds of prompts, noise and judges.")] = 3,
+    judge_faces: Annotated[int, typer.Option(help="Faces that the judges are trained on.")] = 2000,
+    held_out: Annotated[int, typer.Option(help="Further faces, that they are tested on and that are edited.")] = 300,
+    epochs: Annotated[int, typer.Option(help="Of a judge's training.")] = 12,
     steps: Annotated[int, typer.Option(help="Passes of the model a picture.")] = 12,
 ) -> None:
     """Measure prompt agreement, guidance, diversity and edits, judged by a classifier trained on rendered faces."""
     from gptface_dist.data.tokenizer_corpus import open_pictures
     from gptface_dist.generation import Generator
     from gptface_dist.generation.study import report
+    from gptface_dist.generation.study.study import StudyOptions
+    from gptface_dist.generation.study.study import study as measure
 
-    options = report.StudyOptions(prompts, edits, seeds, judge_faces, held_out, epochs, steps)
+    options = StudyOptions(prompts, edits, seeds, judge_faces, held_out, epochs, steps)
     folder = open_pictures(faces)
     generator = Generator.from_pretrained(release)
     console = Console(stderr=True)
@@ -42,6 +44,6 @@ def study(
                 print(f"{doing} ({total})", file=sys.stderr, flush=True)
             return lambda: progress.advance(task)
 
-        found = report.study(generator, folder, options, begin)
+        found = measure(generator, folder, options, begin)
     report.write(found, out, " ".join(["gptface", *sys.argv[1:]]))
     print(report.markdown(found))

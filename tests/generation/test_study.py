@@ -5,17 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from gptface_dist.data.folder import ShardFolder
 from gptface_dist.errors import UserError
 from gptface_dist.faces.attributes import draw_attributes
+from gptface_dist.faces.captions import captions
 from gptface_dist.faces.corpus import Recipe, Rendering
-from gptface_dist.generation import Generator
+from gptface_dist.generation import Generator, Sampling
 from gptface_dist.generation.study import report
+from gptface_dist.generation.study.captions import said
 from gptface_dist.generation.study.judge import judged, read_faces, train_judge
-from gptface_dist.generation.study.statistics import balanced, chance, paired_difference, share
-from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, prompt, random_values, values_of
+from gptface_dist.generation.study.statistics import balanced, chance, gain, mean, share
+from gptface_dist.generation.study.study import StudyOptions, study
+from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, changed, prompt, random_values, values_of
 
 
 def test_wilson_interval_by_hand() -> None:
@@ -48,24 +53,79 @@ def test_balanced_accuracy_by_hand() -> None:
     assert np.isnan(balanced([UNKNOWN], [0]))
 
 
-def test_paired_difference() -> None:
+def test_gain_of_pairs() -> None:
     rng = np.random.default_rng(2)
-    first = rng.random(300)
-    low, high = paired_difference(first, first + 0.1 + 0.02 * rng.standard_normal(300))
-    assert low < 0.1 < high
-    assert high - low < 0.01, "what pairs share does not widen the interval"
+    first = [rng.random(150), rng.random(150)]
+    found = gain(first, [one + 0.1 + 0.02 * rng.standard_normal(150) for one in first])
+    assert found.low < 0.1 < found.high
+    assert found.high - found.low < 0.01, "what pairs share does not widen the interval"
+    apart = gain([np.zeros(3), np.zeros(3)], [np.full(3, 0.1), np.full(3, 0.3)])
+    assert apart.mean == pytest.approx(0.2)
+    assert apart.spread == pytest.approx(0.2 / np.sqrt(2))
+    assert str(apart).startswith("+20.0% ± 14.1% (+")
+
+
+def test_means_over_seeds_by_hand() -> None:
+    assert f"{mean([1.0, 2.0, 4.5]):.2f}" == "2.50 ± 1.80"
+    assert mean([3.0]).spread == 0
 
 
 def test_prompts_name_all_traits() -> None:
     values = {"gender": 0, "glasses": 1, "hair": 3, "expression": 3}
     assert prompt(values) == "An angry woman with red hair, wearing glasses."
     assert prompt({"gender": 1, "glasses": 0, "hair": 0, "expression": 0}) == "A man with black hair and a neutral expression."
-    drawn = [random_values(np.random.default_rng(i)) for i in range(600)]
-    for name, values_of_trait in TRAITS.items():
-        shares = np.bincount([one[name] for one in drawn], minlength=len(values_of_trait)) / 600
-        assert shares == pytest.approx([1 / len(values_of_trait)] * len(values_of_trait), abs=0.07)
     every = [dict(zip(TRAITS, row, strict=True)) for row in itertools.product(*(range(len(v)) for v in TRAITS.values()))]
     assert len({prompt(one) for one in every}) == len(every) == 2 * 2 * 5 * 7, "different values, different words"
+
+
+def test_all_values_are_asked_for_equally_often() -> None:
+    """Then nothing that pictures show has more agreement by chance than anything else; and no trait tells another."""
+    drawn = random_values(700, np.random.default_rng(0))
+    for name, values in TRAITS.items():
+        assert (np.bincount([one[name] for one in drawn]) == 700 // len(values)).all()
+        assert chance([one[name] for one in drawn], [0] * 9 + [1]) == pytest.approx(1 / len(values))
+    for one, other in itertools.combinations(TRAITS, 2):
+        assert abs(np.corrcoef([d[one] for d in drawn], [d[other] for d in drawn])[0, 1]) < 0.12
+    assert random_values(700, np.random.default_rng(1)) != drawn
+    odd = random_values(71, np.random.default_rng(0))
+    assert sorted(np.bincount([one["hair"] for one in odd])) == [14, 14, 14, 14, 15]
+
+
+@given(seed=st.integers(0, 1000), trait=st.sampled_from(list(TRAITS)))
+def test_a_changed_trait_is_another_and_the_only_one(seed: int, trait: str) -> None:
+    (values,) = random_values(1, np.random.default_rng(seed))
+    other = changed(values, trait, np.random.default_rng(seed))
+    assert [name for name in TRAITS if other[name] != values[name]] == [trait]
+    assert 0 <= other[trait] < len(TRAITS[trait])
+
+
+@pytest.mark.parametrize(
+    ("text", "gender", "hair", "expression"),
+    [
+        ("Portrait of a smiling young woman with long red hair, wearing a green cap", {0}, {3}, {1}),
+        ("He has a black afro. His expression is neutral.", {1}, {0}, {0}),
+        ("Her hair is short and grey. She looks unhappy.", {0}, {4}, {2}),
+        ("boy | hair in a bun | scared face | red background", {1}, set(), {6}),
+        ("a person in front of a black background, wearing a white top", set(), set(), set()),
+        ("a woman. He has blond hair and brown hair", {0, 1}, {1, 2}, set()),
+    ],
+)
+def test_what_captions_name(text: str, gender: set[int], hair: set[int], expression: set[int]) -> None:
+    assert (said(text, "gender"), said(text, "hair"), said(text, "expression")) == (gender, hair, expression)
+
+
+def test_true_captions_name_only_the_truth() -> None:
+    """Of the renderer's own captions: what they name is so, and all values of all traits are named by some."""
+    named: dict[str, set[int]] = {name: set() for name in ("gender", "hair", "expression")}
+    for number in range(400):
+        face = draw_attributes(8, number)
+        truth = values_of(face.to_json(), 1.0)
+        for text in captions(face, np.random.default_rng(number), 3, prominent=0.9):
+            for name, found in named.items():
+                values = said(text, name)
+                assert values <= {truth[name]}, (text, name)
+                found |= values
+    assert {name: len(found) for name, found in named.items()} == {"gender": 2, "hair": 5, "expression": 7}
 
 
 def test_traits_of_attributes() -> None:
@@ -80,7 +140,7 @@ def test_traits_of_attributes() -> None:
 def test_the_judge_learns_and_passes_over_what_is_unknown() -> None:
     """Pictures whose brightness is the hair, whose colour the gender; the expression is never known."""
     rng = np.random.default_rng(3)
-    values = [random_values(rng) | {"expression": UNKNOWN} for _ in range(192)]
+    values = [one | {"expression": UNKNOWN} for one in random_values(192, rng)]
     pictures = [
         (np.full((24, 24, 3), 40 + 40 * one["hair"]) + np.array([30 * one["gender"], 0, 0]) + rng.normal(0, 5, (24, 24, 3)))
         .clip(0, 255)
@@ -123,21 +183,28 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
 
 
 def test_the_whole_study_runs(generator: Generator, faces: ShardFolder, tmp_path: Path) -> None:
-    options = report.StudyOptions(prompts=2, edits=2, seeds=2, judge_faces=32, held_out=8, epochs=1, steps=2)
+    options = StudyOptions(prompts=9, edits=2, seeds=2, judge_faces=32, held_out=8, epochs=1, steps=2)
     calls: dict[str, list[int]] = {}
 
     def progress(doing: str, total: int):  # type: ignore[no-untyped-def]
         calls[doing] = [total, 0]
         return lambda: calls[doing].__setitem__(1, calls[doing][1] + 1)
 
-    found = report.study(generator, faces, options, progress)
-    assert all(total == done for doing, (total, done) in calls.items() if doing != "editing"), calls
+    found = study(generator, faces, options, progress)
+    exact = {"reading faces", "reconstructing", "training judges", "drawing"}
+    assert all(total == done for doing, (total, done) in calls.items() if doing in exact), calls
+    assert exact < set(calls)
     assert all(one.outside.share == 1 for one in found.edits.values())
     report.write(found, tmp_path / "study", "gptface study ...")
-    said = (tmp_path / "study" / "study.md").read_text()
+    told = (tmp_path / "study" / "study.md").read_text()
     for mode in found.modes:
-        assert f"| {mode} | " in said
-    assert "| glasses on | " in said
+        assert f"| {mode} | " in told
+    assert "| glasses on | " in told
+    prompted = [prompt(values) for values in random_values(9, np.random.default_rng(0))]
+    assert found.shown == prompted[:8]
+    drawn = generator.generate(prompted[0], 1, Sampling(2))[0]
+    assert (next(iter(found.modes.values())).pictures[0] == drawn.pixels).all()
+    assert calls["training judges"][0] == 2 * 2, "a judge for each of 2 seeds, 2 batches of 32"
     with Image.open(tmp_path / "study" / "study.png") as opened:
         assert min(opened.size) > 8
 
@@ -146,7 +213,7 @@ def test_other_shards_are_refused(faces: ShardFolder) -> None:
     with pytest.raises(UserError, match="holds 40 faces, 41 are needed"):
         read_faces(faces, 41, 8)
     with pytest.raises(UserError, match="prompts must be at least 1"):
-        report.StudyOptions(prompts=0)
+        StudyOptions(prompts=0)
 
 
 def test_faces_carry_their_mask_and_traits(faces: ShardFolder) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 from gptface_dist.generation import Generator, Guidance
 from gptface_dist.generation.presets import TASKS
 from gptface_dist.generation.region import GROUPS, LABELS, grown
-from gptface_dist.generation.study.judge import Face, Judge, judged
+from gptface_dist.generation.study.judge import Face, Judge, judged, some
 from gptface_dist.generation.study.statistics import Share, share
-from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, Values, prompt
+from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, Values, changed, prompt
 
 MARGIN = 2
 """Pixels around the classes of the parsing mask that are drawn anew with them."""
@@ -33,9 +33,12 @@ class EditResult:
 
 
 def measure_edits(
-    generator: Generator, judge: Judge, faces: Sequence[Face], edits: int, seeds: int, on_edit: Callable[[], None]
+    generator: Generator, judges: Sequence[Judge], faces: Sequence[Face], edits: int, on_edit: Callable[[], None]
 ) -> dict[str, EditResult]:
-    """``edits`` edits of each kind with each seed, each of another face; fewer where there are fewer faces that fit."""
+    """``edits`` edits of each kind with each seed, each of another face; fewer where there are fewer faces that fit.
+
+    Each seed has a judge.
+    """
     kinds: dict[str, tuple[str, str, Callable[[Face], np.ndarray]]] = {
         "hair colour": ("hair", "attribute", lambda face: grown(face.labels == LABELS.index("hair"), MARGIN)),
         "glasses on": ("glasses", "attribute", lambda face: _box(face, GROUPS["brows"] + GROUPS["eyes"])),
@@ -44,12 +47,12 @@ def measure_edits(
     results = {}
     for number, (kind, (trait, task, where)) in enumerate(kinds.items()):
         fit = [face for face in faces if _fits(face, trait) and where(face).any()]
-        intended, without, kept, outside = (_empty(seeds) for _ in range(4))
+        intended, without, kept, outside = (_empty(len(judges)) for _ in range(4))
         strips: list[np.ndarray] = []
-        for seed in range(seeds):
+        for seed, judge in enumerate(judges):
             rng = np.random.default_rng((seed, number))
-            for face in (fit[i] for i in rng.permutation(len(fit))[:edits]):
-                values = _changed(face.values, trait, rng)
+            for face in some(fit, edits, rng):
+                values = changed(face.values, trait, rng)
                 chosen = where(face)
                 after, plain = _both(generator, face, _text(values), chosen, task, int(rng.integers(1 << 31)))
                 before_seen, seen, plain_seen = judged(judge, [face.pixels, after, plain])
@@ -81,12 +84,6 @@ def _box(face: Face, classes: Sequence[str]) -> np.ndarray:
         rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
         chosen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
     return grown(chosen, MARGIN)
-
-
-def _changed(values: Values, trait: str, rng: np.random.Generator) -> Values:
-    """Another value of one trait."""
-    step = 1 + int(rng.integers(len(TRAITS[trait]) - 1))
-    return {**values, trait: (values[trait] + step) % len(TRAITS[trait])}
 
 
 def _text(values: Values) -> str:

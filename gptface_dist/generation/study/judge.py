@@ -39,6 +39,16 @@ class Face:
     values: Values
     """Its traits."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether it shows all traits."""
+        return UNKNOWN not in self.values.values()
+
+
+def some(faces: Sequence[Face], count: int, rng: np.random.Generator) -> list[Face]:
+    """``count`` different ones at random; fewer where there are fewer."""
+    return [faces[i] for i in rng.permutation(len(faces))[:count]]
+
 
 def read_faces(folder: ShardFolder, count: int, size: int, on_face: Callable[[], None] = lambda: None) -> list[Face]:
     """The first ``count`` faces of shards of `gptface faces render`; :class:`UserError` where there are fewer, or others."""

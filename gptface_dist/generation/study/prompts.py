@@ -1,14 +1,14 @@
 """Prompt agreement: faces drawn for random prompts, unguided and guided, looked at by the judge."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gptface_dist.generation import Generator, Gradient, Guidance, Sampling
 from gptface_dist.generation.study.judge import Judge, judged
-from gptface_dist.generation.study.statistics import Share, chance, paired_difference, share
+from gptface_dist.generation.study.statistics import Gain, Mean, Share, chance, gain, mean, share
 from gptface_dist.generation.study.traits import TRAITS, Values, prompt, random_values
 
 MODES = {
@@ -22,6 +22,8 @@ MODES = {
 """What is compared; the first one is what the others are measured against."""
 PAIR = 2
 """Pictures a prompt: how much two differ is the diversity."""
+SHOWN = 8
+"""Prompts of the first seed whose pictures are kept, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -30,56 +32,57 @@ class ModeResult:
 
     agreement: dict[str, Share]
     """By trait: share of pictures in which the judge sees what the prompt asked for."""
-    chance: dict[str, float]
+    chance: dict[str, Mean]
     """By trait: that share if pictures had nothing to do with their prompts."""
     mean: Share
     """Over all traits."""
-    gain: tuple[float, float]
-    """95 % interval of the mean's gain over the first mode, over the same prompts and noise."""
-    diversity: float
+    gain: Gain
+    """Of the mean over the first mode's, for the same prompts and noise."""
+    diversity: Mean
     """Root mean square difference of two pictures of one prompt, in grey levels of 255."""
-    seconds: float
+    seconds: Mean
     """CPU time a picture."""
     pictures: list[np.ndarray]
     """A few of them, uint8 [S, S, 3]."""
 
 
 def measure_prompts(
-    generator: Generator, judge: Judge, prompts: int, seeds: int, sampling: Sampling, on_picture: Callable[[], None]
+    generator: Generator, judges: Sequence[Judge], prompts: int, sampling: Sampling, on_picture: Callable[[], None]
 ) -> dict[str, ModeResult]:
-    """Draw PAIR faces for each of ``prompts`` random prompts with each of ``seeds`` seeds, in every mode."""
-    asked = [[random_values(np.random.default_rng((seed, number))) for number in range(prompts)] for seed in range(seeds)]
-    overall: dict[str, np.ndarray] = {}
+    """Draw PAIR faces for each of ``prompts`` random prompts with each seed, in every mode; each seed has a judge."""
+    asked = [asked_for(prompts, seed) for seed in range(len(judges))]
+    wanted = [[values for values in of_seed for _ in range(PAIR)] for of_seed in asked]
+    first: list[np.ndarray] | None = None
     results: dict[str, ModeResult] = {}
     for mode, guidance in MODES.items():
-        started = time.process_time()
         drawn: list[list[np.ndarray]] = []
-        for seed in range(seeds):
-            texts = [prompt(values) for values in asked[seed]]
+        seconds = []
+        for seed, of_seed in enumerate(asked):
+            started = time.process_time()
+            texts = [prompt(values) for values in of_seed]
             found = generator.generate(texts, PAIR, replace(sampling, seed=seed), guidance, on_picture)
             drawn.append([picture.pixels for picture in found])
-        seconds = (time.process_time() - started) / (seeds * prompts * PAIR)
-        seen = [judged(judge, pictures) for pictures in drawn]
-        wanted = [[values for values in asked[seed] for _ in range(PAIR)] for seed in range(seeds)]
+            seconds.append((time.process_time() - started) / len(found))
+        seen = [judged(*both) for both in zip(judges, drawn, strict=True)]
         # A trial is a prompt: its score is the mean over its pictures, which are not independent of each other.
         scores = {name: [_scores(name, *both) for both in zip(wanted, seen, strict=True)] for name in TRAITS}
-        means = [np.mean([scores[name][seed] for name in TRAITS], axis=0) for seed in range(seeds)]
-        overall[mode] = np.concatenate(means)
+        means = [np.mean([scores[name][seed] for name in TRAITS], axis=0) for seed in range(len(judges))]
+        first = means if first is None else first
         results[mode] = ModeResult(
             {name: share(scores[name]) for name in TRAITS},
-            {name: chance(_flat(wanted, name), _flat(seen, name)) for name in TRAITS},
+            {name: mean([_chance(name, *both) for both in zip(wanted, seen, strict=True)]) for name in TRAITS},
             share(means),
-            paired_difference(overall[next(iter(MODES))], overall[mode]),
-            _diversity(drawn),
-            seconds,
-            drawn[0][: 8 * PAIR : PAIR],
+            gain(first, means),
+            mean([_diversity(of_seed) for of_seed in drawn]),
+            mean(seconds),
+            drawn[0][: SHOWN * PAIR : PAIR],
         )
     return results
 
 
-def example_prompts(prompts: int) -> list[str]:
-    """The prompts of :attr:`ModeResult.pictures`."""
-    return [prompt(random_values(np.random.default_rng((0, number)))) for number in range(min(8, prompts))]
+def asked_for(prompts: int, seed: int) -> list[Values]:
+    """What the prompts of a seed ask for."""
+    return random_values(prompts, np.random.default_rng(seed))
 
 
 def _scores(name: str, wanted: list[Values], seen: list[Values]) -> np.ndarray:
@@ -88,12 +91,10 @@ def _scores(name: str, wanted: list[Values], seen: list[Values]) -> np.ndarray:
     return np.array(right, dtype=float).reshape(-1, PAIR).mean(axis=1)
 
 
-def _flat(values: list[list[Values]], name: str) -> list[int]:
-    return [one[name] for of_seed in values for one in of_seed]
+def _chance(name: str, wanted: list[Values], seen: list[Values]) -> float:
+    return chance([values[name] for values in wanted], [values[name] for values in seen])
 
 
-def _diversity(drawn: list[list[np.ndarray]]) -> float:
-    pairs = [
-        (of_seed[i].astype(float), of_seed[i + 1].astype(float)) for of_seed in drawn for i in range(0, len(of_seed), PAIR)
-    ]
-    return float(np.mean([np.sqrt(np.mean((one - other) ** 2)) for one, other in pairs]))
+def _diversity(drawn: list[np.ndarray]) -> float:
+    pairs = zip(drawn[::PAIR], drawn[1::PAIR], strict=True)
+    return float(np.mean([np.sqrt(np.mean((one.astype(float) - other) ** 2)) for one, other in pairs]))

@@ -1,100 +1,56 @@
-"""The whole study: judge, prompts, edits; its numbers as JSON, its tables in Markdown, its pictures on a sheet."""
+"""What the study found: its numbers as JSON, its tables in Markdown, its pictures on a sheet."""
 
 import datetime
 import json
 import os
 import platform
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from gptface_dist.data.folder import ShardFolder
-from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
-from gptface_dist.generation import Generator, Sampling
-from gptface_dist.generation.study.edits import EditResult, measure_edits
-from gptface_dist.generation.study.judge import Judge, judged, read_faces, train_judge
-from gptface_dist.generation.study.prompts import MODES, PAIR, ModeResult, example_prompts, measure_prompts
-from gptface_dist.generation.study.statistics import balanced
-from gptface_dist.generation.study.traits import TRAITS, Values
+from gptface_dist.generation.study.edits import EditResult
+from gptface_dist.generation.study.prompts import PAIR, ModeResult
+from gptface_dist.generation.study.study import Study
+from gptface_dist.generation.study.traits import TRAITS
 
 HEAD = """# Study: do pictures show what the text says
 
 Made by `{command}`; the numbers are also in `study.json`, pictures in `study.png`.
 {where}
 
+Every number is a mean ± its standard deviation over seeds; a seed has prompts, noise and a judge of its own. Shares and gains
+have their 95 % interval in brackets.
+
 """
+PROMPTS = """## Prompts
+{asked} Traits are independent of each other, all values are asked for equally often. Each cell: share of pictures in which the
+judge sees what was asked (interval over prompts). *Chance*: the same if pictures had nothing to do with their prompts. *Judge*:
+its accuracy on held-out faces as the image tokenizer reconstructs them, mean over a trait's values: about the most that could
+be measured. *Gain*: of the mean over the first row, for the same prompts and noise. *Diversity*: root mean square difference of
+two pictures of one prompt, in grey levels of 255. *Time*: CPU seconds a picture.
+"""
+EDITS = """
+## Edits
+Rendered faces that the judge was not trained on. *Intended*: edits after which it sees the value that the text asked for;
+*without text*: the same of an edit of the same region with no text. *Others kept*: other traits in which the judge sees the
+same as before. *Outside*: edits that left all pixels outside the region exactly as they were.
+"""
+MATCHING = """
+## Matching and captions
+*True text preferred*: faces whose true text has a higher p(match) than the same text with another value of that trait (chance
+50 %). Captions of such faces: those that *tell* the trait, and those of them that tell it *right*; *chance*: the same if
+captions had nothing to do with their faces. Captions name glasses only where there are some.
+"""
+PICTURES = """
+## Pictures
+![rows of faces, then edits](study.png)
 
-
-@dataclass(frozen=True)
-class StudyOptions:
-    """The size of the study."""
-
-    prompts: int = 60
-    """Random prompts with each seed; two pictures are drawn for each."""
-    edits: int = 30
-    """Edits of each kind with each seed."""
-    seeds: int = 3
-    """Seeds of noise and prompts."""
-    judge_faces: int = 2000
-    """Rendered faces that the judge is trained on."""
-    held_out: int = 300
-    """Rendered faces that it is tested on; the edited ones are among them."""
-    epochs: int = 12
-    """Of the judge's training."""
-    steps: int = 12
-    """Passes of the model a picture."""
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
-
-
-@dataclass(frozen=True)
-class Study:
-    """What was found."""
-
-    ceiling: dict[str, float]
-    """The judge's accuracy on held-out faces as the image tokenizer reconstructs them, by trait: the mean over its values."""
-    modes: dict[str, ModeResult]
-    """By way of drawing."""
-    edits: dict[str, EditResult]
-    """By kind of edit."""
-
-
-def study(
-    generator: Generator, faces: ShardFolder, options: StudyOptions, progress: Callable[[str, int], Callable[[], None]]
-) -> Study:
-    """Train the judge, then measure. ``progress`` is told what comes next and how much of it; it gives what to call."""
-    size, total = generator.size, options.judge_faces + options.held_out
-    found = read_faces(faces, total, size, progress("reading faces", total))
-    advance = progress("reconstructing", total)
-    rebuilt = []
-    for face in found:
-        rebuilt.append(generator.reconstruct(face.pixels))
-        advance()
-    known = options.judge_faces
-    pictures = [face.pixels for face in found[:known]] + rebuilt[:known]
-    values = [face.values for face in found[:known]] * 2
-    judge = train_judge(pictures, values, options.epochs, 0, progress("training the judge", options.epochs * 2 * known // 32))
-    ceiling = _ceiling(judge, [face.values for face in found[known:]], rebuilt[known:])
-    draws = sum(guidance.rerank for guidance in MODES.values()) * options.prompts * options.seeds * PAIR
-    modes = measure_prompts(
-        generator, judge, options.prompts, options.seeds, Sampling(options.steps), progress("drawing", draws)
-    )
-    kinds = 3 * options.edits * options.seeds
-    edits = measure_edits(generator, judge, found[known:], options.edits, options.seeds, progress("editing", kinds))
-    return Study(ceiling, modes, edits)
-
-
-def _ceiling(judge: Judge, truth: list[Values], pictures: list[np.ndarray]) -> dict[str, float]:
-    seen = judged(judge, pictures)
-    return {name: balanced([values[name] for values in truth], [values[name] for values in seen]) for name in TRAITS}
+One row a way of drawing ({modes}), for {shown}. Below, edits ({edits}): before, region, after.
+"""
 
 
 def write(found: Study, out: Path, command: str) -> None:
@@ -106,9 +62,11 @@ def write(found: Study, out: Path, command: str) -> None:
     )
     numbers = {
         "command": command,
-        "ceiling": found.ceiling,
+        "ceiling": {name: asdict(one) for name, one in found.ceiling.items()},
         "modes": {name: _plain(one) for name, one in found.modes.items()},
         "edits": {name: _plain(one) for name, one in found.edits.items()},
+        "matching": {name: asdict(one) for name, one in found.matching.items()},
+        "captions": {name: asdict(one) for name, one in found.captions.items()},
     }
     write_atomically(out / "study.json", json.dumps(numbers, indent=1) + "\n")
     write_atomically(out / "study.md", HEAD.format(command=command, where=where) + markdown(found))
@@ -119,52 +77,51 @@ def write(found: Study, out: Path, command: str) -> None:
 
 def markdown(found: Study) -> str:
     """The tables."""
+    return "\n".join([*_prompts(found), *_edits(found), *_matching(found), *_pictures(found)])
+
+
+def _prompts(found: Study) -> list[str]:
     first = next(iter(found.modes.values()))
-    lines = [
-        "## Prompts",
-        f"{first.mean.trials} prompts such as *{example_prompts(1)[0]}*, {PAIR} pictures each, traits uniform and independent.",
-        "Each cell: share of pictures in which the judge sees what was asked (95 % interval over prompts). *Chance*: the same",
-        "if pictures had nothing to do with their prompts. *Judge*: its accuracy on held-out faces as the image tokenizer",
-        "reconstructs them, mean over a trait's values: about the most that could be measured. *Gain*: 95 % interval of the",
-        "mean's gain over the first row, over the same prompts and noise. *Seeds*: standard deviation of the mean over seeds.",
-        "*Diversity*: root mean square difference of two pictures of one prompt, in grey levels of 255. *Time*: CPU seconds a",
-        "picture.",
-        "",
-        "| | " + " | ".join(TRAITS) + " | mean | seeds | gain | diversity | time |",
-        "|---" * (len(TRAITS) + 6) + "|",
-    ]
+    asked = f"{first.mean.trials} prompts such as *{found.shown[0]}*, {PAIR} pictures each."
+    lines = [PROMPTS.format(asked=asked), *_head("", *TRAITS, "mean", "gain", "diversity", "time")]
     for mode, one in found.modes.items():
-        cells = [str(one.agreement[name]) for name in TRAITS]
-        gain = "" if one is first else f"{one.gain[0]:+.1%} to {one.gain[1]:+.1%}"
-        cells += [str(one.mean), f"{one.mean.spread:.1%}", gain, f"{one.diversity:.1f}", f"{one.seconds:.2f} s"]
-        lines.append(f"| {mode} | " + " | ".join(cells) + " |")
-    chances = [f"{first.chance[name]:.1%}" for name in TRAITS]
-    lines.append("| *chance* | " + " | ".join([*chances, f"{np.mean(list(first.chance.values())):.1%}"]) + " | | | | |")
-    ceilings = [f"{found.ceiling[name]:.1%}" for name in TRAITS]
-    lines.append("| *judge* | " + " | ".join([*ceilings, f"{np.mean(list(found.ceiling.values())):.1%}"]) + " | | | | |")
-    lines += [
-        "",
-        "## Edits",
-        "Rendered faces that the judge was not trained on. *Intended*: edits after which it sees the value that the text",
-        "asked for; *without text*: the same of an edit of the same region with no text. *Others kept*: other traits in which",
-        "the judge sees the same as before. *Outside*: edits that left all pixels outside the region exactly as they were.",
-        "",
-        "| | edits | intended | without text | others kept | outside |",
-        "|---|---|---|---|---|---|",
-    ]
+        gain = "" if one is first else str(one.gain)
+        measured = (one.mean, gain, f"{one.diversity:.1f}", f"{one.seconds:.2f} s")
+        lines.append(_row(mode, *(one.agreement[name] for name in TRAITS), *measured))
+    for name, means in (("*chance*", first.chance), ("*judge*", found.ceiling)):
+        over_all = np.mean([one.mean for one in means.values()])
+        lines.append(_row(name, *(f"{means[trait]:.1%}" for trait in TRAITS), f"{over_all:.1%}", "", "", ""))
+    return lines
+
+
+def _edits(found: Study) -> list[str]:
+    lines = [EDITS, *_head("", "edits", "intended", "without text", "others kept", "outside")]
     for kind, edit in found.edits.items():
-        outside = f"{edit.outside.share:.1%}"
-        lines.append(f"| {kind} | {edit.intended.trials} | {edit.intended} | {edit.without_text} | {edit.kept} | {outside} |")
-    shown = ", ".join(f"*{text}*" for text in example_prompts(first.mean.trials))
-    lines += [
-        "",
-        "## Pictures",
-        "![rows of faces, then edits](study.png)",
-        f"One row a way of drawing ({', '.join(found.modes)}), for {shown}. Below, edits ({', '.join(found.edits)}): before,",
-        "region, after.",
-        "",
-    ]
-    return "\n".join(lines)
+        outside = f"{edit.outside.share:.1%} ± {edit.outside.spread:.1%}"
+        lines.append(_row(kind, edit.intended.trials, edit.intended, edit.without_text, edit.kept, outside))
+    return lines
+
+
+def _matching(found: Study) -> list[str]:
+    lines = [MATCHING, *_head("", "pairs", "true text preferred", "captions that tell", "right", "chance")]
+    for name, preferred in found.matching.items():
+        one = found.captions.get(name)
+        cells = (one.told, one.right or "", f"{one.chance:.1%}") if one else ("", "", "")
+        lines.append(_row(name, preferred.trials, preferred, *cells))
+    return lines
+
+
+def _pictures(found: Study) -> list[str]:
+    shown = ", ".join(f"*{text}*" for text in found.shown)
+    return [PICTURES.format(modes=", ".join(found.modes), shown=shown, edits=", ".join(found.edits))]
+
+
+def _head(*names: str) -> list[str]:
+    return [_row(*names), "|---" * len(names) + "|"]
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _plain(one: ModeResult | EditResult) -> dict[str, object]:

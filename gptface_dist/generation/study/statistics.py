@@ -1,4 +1,4 @@
-"""Shares with their uncertainty."""
+"""Shares, means and differences with their uncertainty."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,42 @@ class Share:
     """How many scores."""
 
     def __str__(self) -> str:
-        return f"{self.share:.1%} ({self.low:.1%} to {self.high:.1%})"
+        return f"{self.share:.1%} ± {self.spread:.1%} ({self.low:.1%} to {self.high:.1%})"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds."""
+
+    mean: float
+    """It."""
+    spread: float
+    """Standard deviation over seeds."""
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.mean:{spec}} ± {self.spread:{spec}}"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The mean difference of paired scores."""
+
+    mean: float
+    """It."""
+    low: float
+    """Lower end of its 95 % interval."""
+    high: float
+    """Upper end."""
+    spread: float
+    """Standard deviation over seeds of the seeds' means."""
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1%} ± {self.spread:.1%} ({self.low:+.1%} to {self.high:+.1%})"
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Of one value a seed; of one seed alone, the spread is 0."""
+    return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
 
 
 def share(by_seed: Sequence[Sequence[float] | np.ndarray]) -> Share:
@@ -37,8 +72,7 @@ def share(by_seed: Sequence[Sequence[float] | np.ndarray]) -> Share:
     scores = np.array([score for scores in by_seed for score in scores], dtype=float)
     n, p = len(scores), float(scores.mean())
     centre, half = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    means = [float(np.mean(scores)) for scores in by_seed if len(scores)]
-    spread = float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
+    spread = mean([float(np.mean(scores)) for scores in by_seed if len(scores)]).spread
     scale = 1 + Z * Z / n
     return Share(p, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), spread, n)
 
@@ -59,10 +93,11 @@ def balanced(truth: Sequence[int], seen: Sequence[int]) -> float:
     return float(np.mean(shares)) if shares else math.nan
 
 
-def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
-    """95 % interval (bootstrap over pairs) of the mean of ``second - first``."""
-    difference = second - first
-    rng = np.random.default_rng(seed)
-    means = difference[rng.integers(len(difference), size=(draws, len(difference)))].mean(axis=1)
+def gain(first: Sequence[np.ndarray], second: Sequence[np.ndarray], draws: int = 2000) -> Gain:
+    """Of the second scores over the first, trial by trial, grouped by seed; the interval is a bootstrap over trials."""
+    differences = [other - one for one, other in zip(first, second, strict=True)]
+    every = np.concatenate(differences)
+    rng = np.random.default_rng(0)
+    means = every[rng.integers(len(every), size=(draws, len(every)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    return Gain(float(every.mean()), float(low), float(high), mean([float(one.mean()) for one in differences]).spread)

@@ -35,9 +35,19 @@ def values_of(attributes: Mapping[str, Any], hair_share: float) -> Values:
     }
 
 
-def random_values(rng: np.random.Generator) -> Values:
-    """Each trait's value uniform and independent: a prompt's chance of agreement with another's is then known."""
-    return {name: int(rng.integers(len(values))) for name, values in TRAITS.items()}
+def random_values(count: int, rng: np.random.Generator) -> list[Values]:
+    """Traits independent of each other, the values of each equally often (but for one, where ``count`` does not divide).
+
+    Whatever pictures show, the share of them that by chance show what was asked is then 1 / (number of values).
+    """
+    drawn = {name: rng.permutation(np.arange(count) % len(values)).tolist() for name, values in TRAITS.items()}
+    return [dict(zip(drawn, row, strict=True)) for row in zip(*drawn.values(), strict=True)]
+
+
+def changed(values: Values, trait: str, rng: np.random.Generator) -> Values:
+    """With another value of one trait."""
+    step = 1 + int(rng.integers(len(TRAITS[trait]) - 1))
+    return {**values, trait: (values[trait] + step) % len(TRAITS[trait])}
 
 
 def prompt(values: Values) -> str:

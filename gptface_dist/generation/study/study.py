@@ -1,0 +1,97 @@
+"""The whole study: judges are trained, then prompts, edits, matching and captions are measured."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from gptface_dist.data.folder import ShardFolder
+from gptface_dist.errors import UserError
+from gptface_dist.generation import Generator, Sampling
+from gptface_dist.generation.study.captions import CaptionResult, measure_captions
+from gptface_dist.generation.study.edits import EditResult, measure_edits
+from gptface_dist.generation.study.judge import BATCH, Judge, judged, read_faces, train_judge
+from gptface_dist.generation.study.matching import measure_matching
+from gptface_dist.generation.study.prompts import MODES, PAIR, SHOWN, ModeResult, asked_for, measure_prompts
+from gptface_dist.generation.study.statistics import Mean, Share, balanced, mean
+from gptface_dist.generation.study.traits import TRAITS, Values, prompt
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The size of the study."""
+
+    prompts: int = 70
+    """Random prompts with each seed; two pictures are drawn for each."""
+    edits: int = 30
+    """Edits of each kind, pairs and captions with each seed."""
+    seeds: int = 3
+    """Seeds of prompts, noise and judges."""
+    judge_faces: int = 2000
+    """Rendered faces that the judges are trained on."""
+    held_out: int = 300
+    """Rendered faces that they are tested on; the edited and described ones are among them."""
+    epochs: int = 12
+    """Of a judge's training."""
+    steps: int = 12
+    """Passes of the model a picture."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was found."""
+
+    ceiling: dict[str, Mean]
+    """The judges' accuracy on held-out faces as the image tokenizer reconstructs them, by trait: the mean over its values."""
+    modes: dict[str, ModeResult]
+    """By way of drawing."""
+    shown: list[str]
+    """The prompts of the pictures that are kept of each."""
+    edits: dict[str, EditResult]
+    """By kind of edit."""
+    matching: dict[str, Share]
+    """By trait: true texts that the matching head prefers."""
+    captions: dict[str, CaptionResult]
+    """By trait."""
+
+
+def study(
+    generator: Generator, faces: ShardFolder, options: StudyOptions, progress: Callable[[str, int], Callable[[], None]]
+) -> Study:
+    """Train the judges, then measure. ``progress`` is told what comes next and how much of it; it gives what to call."""
+    size, total = generator.size, options.judge_faces + options.held_out
+    found = read_faces(faces, total, size, progress("reading faces", total))
+    advance = progress("reconstructing", total)
+    rebuilt = []
+    for face in found:
+        rebuilt.append(generator.reconstruct(face.pixels))
+        advance()
+    known, seeds = options.judge_faces, options.seeds
+    pictures = [face.pixels for face in found[:known]] + rebuilt[:known]
+    values = [face.values for face in found[:known]] * 2
+    advance = progress("training judges", seeds * options.epochs * (len(pictures) // BATCH))
+    judges = [train_judge(pictures, values, options.epochs, seed, advance) for seed in range(seeds)]
+    held_out = found[known:]
+    draws = sum(guidance.rerank for guidance in MODES.values()) * options.prompts * seeds * PAIR
+    sampling = Sampling(options.steps)
+    return Study(
+        _ceiling(judges, [face.values for face in held_out], rebuilt[known:]),
+        measure_prompts(generator, judges, options.prompts, sampling, progress("drawing", draws)),
+        [prompt(values) for values in asked_for(options.prompts, 0)[:SHOWN]],
+        measure_edits(generator, judges, held_out, options.edits, progress("editing", 3 * options.edits * seeds)),
+        measure_matching(generator, held_out, options.edits, seeds, progress("matching", options.edits * seeds)),
+        measure_captions(generator, held_out, options.edits, seeds, progress("describing", options.edits * seeds)),
+    )
+
+
+def _ceiling(judges: list[Judge], truth: list[Values], pictures: list[np.ndarray]) -> dict[str, Mean]:
+    seen = [judged(judge, pictures) for judge in judges]
+    return {
+        name: mean([balanced([values[name] for values in truth], [values[name] for values in one]) for one in seen])
+        for name in TRAITS
+    }
