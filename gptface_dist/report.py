@@ -2,16 +2,21 @@
 
 import base64
 import html
+import io
 import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image, UnidentifiedImageError
+
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
 from gptface_dist.training import curves, journal
 
+WIDTH = 640
+"""Pixels to which small pictures are enlarged, at most."""
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 PAGE = """<!doctype html>
@@ -20,7 +25,7 @@ PAGE = """<!doctype html>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }}
 h1, h2 {{ font-weight: 600; }} h2 {{ margin-top: 2em; }}
-img {{ max-width: 100%; image-rendering: auto; }}
+img {{ max-width: 100%; }} .enlarged {{ image-rendering: pixelated; }}
 pre {{ background: #f4f4f4; padding: 1em; overflow-x: auto; }}
 table {{ border-collapse: collapse; }}
 td, th {{ padding: .2em 1em .2em 0; text-align: right; }} td:first-child {{ text-align: left; }}
@@ -85,8 +90,16 @@ def _curves(run: Path) -> str:
 
 
 def _picture(path: Path) -> str:
-    data = base64.b64encode(_bytes(path)).decode()
-    return f'<img alt="{html.escape(path.name)}" src="data:{KINDS[path.suffix.lower()]};base64,{data}">'
+    """A picture as it is, a small one enlarged by whole pixels: models that train in minutes draw few."""
+    data = _bytes(path)
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            times = max(1, WIDTH // opened.width)
+            size = f'width="{opened.width * times}"' + (' class="enlarged"' if times > 1 else "")
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is no picture") from None
+    source = f"data:{KINDS[path.suffix.lower()]};base64,{base64.b64encode(data).decode()}"
+    return f'<img alt="{html.escape(path.name)}" {size} src="{source}">'
 
 
 def _text(path: Path) -> str:

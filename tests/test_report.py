@@ -38,11 +38,18 @@ def test_everything_is_inside_the_page(run: Path, tmp_path: Path) -> None:
     assert "2 steps, 200 tokens, 50 tokens/s" in page
     assert "<td>text<td>1.500<td>3.250<td>25.0%" in page
     assert "http" not in page
+    assert f'alt="face.png" width="{640 // 3 * 3}" class="enlarged"' in page, "a small picture is enlarged, by whole pixels"
+    Image.new("RGB", (700, 2)).save(tmp_path / "wide.png")
+    write(tmp_path / "page.html", "x", run, [Section("Wide", tmp_path / "wide.png")])
+    assert 'width="700" src' in (tmp_path / "page.html").read_text()
 
 
 def test_a_missing_picture_leaves_no_page(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"face\.png"):
         write(tmp_path / "page.html", "x", run, [Section("Faces", tmp_path / "face.png")])
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"text\.png is no picture"):
+        write(tmp_path / "page.html", "x", run, [Section("Faces", tmp_path / "text.png")])
     assert not (tmp_path / "page.html").exists()
     with pytest.raises(UserError, match="TITLE=PATH"):
         Section.parse("faces.png")
