@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptface_dist.tools.progress import bar
+
 if TYPE_CHECKING:
     from gptface_dist.engine.workload import Workload
 
@@ -64,7 +66,6 @@ def train(
     process the baseline is PyTorch alone.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
     from gptface_dist.config import load
@@ -78,13 +79,12 @@ def train(
     work = Workload(options, micro_batches, size, text_length, grid, text_ids, image_codes, EngineOptions(dtype))
     console = Console()
     console.print(benchmark.machine(processes), highlight=False)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=benchmark.parts(processes, rounds))
+    with bar() as progress:
+        task = progress.add_task("starting", total=benchmark.parts(processes, rounds))
         begun = itertools.count()
 
         def show(what: str) -> None:
-            bar.update(task, completed=next(begun), description=what)
+            progress.update(task, completed=next(begun), description=what)
 
         found = benchmark.compare(work, processes, rounds, steps, show)
     if not found.timings:
@@ -132,7 +132,6 @@ def checkpoint(
     import tempfile
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
     from gptface_dist.checkpoint import benchmark
@@ -154,13 +153,9 @@ def checkpoint(
     console.print(
         f"{model}: {numbers / 1e6:.1f} M parameters, {12 * numbers / 1e9:.2f} GB of weights and moments, {task.layout}, {dtype}"
     )
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with (
-        tempfile.TemporaryDirectory(dir=folder) as space,
-        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
-    ):
-        shown = bar.add_task("starting", total=benchmark.parts(task, rounds))
-        found = benchmark.compare(task, Path(space), rounds, lambda what: bar.update(shown, advance=1, description=what))
+    with tempfile.TemporaryDirectory(dir=folder) as space, bar() as progress:
+        shown = progress.add_task("starting", total=benchmark.parts(task, rounds))
+        found = benchmark.compare(task, Path(space), rounds, lambda what: progress.update(shown, advance=1, description=what))
     table = Table("", "way", "s", "min", "max", "ratio", "MB more memory", "ratio", "GB on disk")
     for one in found:
         theirs = next(other for other in found if (other.what, other.way) == (one.what, benchmark.THEIRS))

@@ -1,14 +1,13 @@
 """`gptface data`: index, verify and tokenize shards, and look into a run's batches."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gptface_dist.tools.progress import bar
 
 T = TypeVar("T")
 Workers = Annotated[int, typer.Option(help="Processes that work side by side, each on whole shards.")]
@@ -124,24 +123,5 @@ def batch_command(
 
 def _progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """The items, with a bar on stderr that counts shards."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("shards"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # Lines go through the bar's console where both are on a terminal, and untouched to a file or pipe.
-    terminal = sys.stdout.isatty()
-    console = Console(stderr=True, soft_wrap=True)
-    shown = Progress(
-        *columns,
-        console=console,
-        transient=True,
-        redirect_stdout=terminal,
-        redirect_stderr=terminal,
-        disable=not console.is_terminal,
-    )
-    with shown as progress:
+    with bar("shards") as progress:
         yield from progress.track(items, total, description=what)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gptface_dist.tools.progress import bar
 
 app = typer.Typer(no_args_is_help=True, help="Captioned faces that need no internet, and contact sheets of shards.")
 
@@ -38,18 +38,9 @@ def render(
     os.environ["OMP_NUM_THREADS"] = "1"
     recipe = Recipe(seed, size, format, shard_size, closeness=closeness, prominent=prominent)
     rendering = Rendering(out, count, recipe, workers)
-    columns = (
-        TextColumn("rendering"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("faces, {task.fields[rate]:.0f}/min"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
     start, drawn = time.monotonic(), 0
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=count, completed=rendering.kept, rate=0.0)
+    with bar("faces, {task.fields[rate]:.0f}/min") as progress:
+        task = progress.add_task("rendering", total=count, completed=rendering.kept, rate=0.0)
         for more in rendering.run():
             drawn += more
             progress.update(task, advance=more, rate=60 * drawn / (time.monotonic() - start))

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from gptface_dist.tools.progress import bar
+
 
 def fp8(
     config: Annotated[Path, typer.Argument(help="Configuration of the run (YAML).", show_default=False)],
@@ -17,7 +19,6 @@ def fp8(
     PyTorch, rounding for rounding.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Table
 
     from gptface_dist import host
@@ -30,14 +31,13 @@ def fp8(
 
     options = study.prepared(load(Config, config, overrides or []))
     vocabulary = checks.check(options, 1)
-    columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=len(study.KERNELS) * seeds * options.run.steps)
+    with bar("steps") as progress:
+        task = progress.add_task("training", total=len(study.KERNELS) * seeds * options.run.steps)
 
         def done(kernel: str, seed: int, loss: float) -> None:
-            bar.console.print(f"{kernel}, seed {seed}: held-out loss {loss:.4f}", highlight=False)
+            progress.console.print(f"{kernel}, seed {seed}: held-out loss {loss:.4f}", highlight=False)
 
-        found = study.compare(options, vocabulary, range(seeds), lambda: bar.advance(task), done)
+        found = study.compare(options, vocabulary, range(seeds), lambda: progress.advance(task), done)
     table = Table("held out", *found)
     for seed in range(seeds):
         table.add_row(f"sdpa, seed {seed}", *(f"{gap.plain[seed]:.4f}" for gap in found.values()))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gptface_dist.errors import UserError
+from gptface_dist.tools.progress import bar
 
 if TYPE_CHECKING:
     from gptface_dist.generation import Generator, Guidance, Sampling
@@ -200,9 +199,7 @@ def _guidance(base: "Guidance", classifier_free: float | None, gradient: float |
 
 @contextmanager
 def _progress(doing: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr where that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    """A bar of one task, and what to call when a part of it is done."""
+    with bar() as progress:
         task = progress.add_task(doing, total=total)
         yield lambda: progress.advance(task)

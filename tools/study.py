@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gptface_dist.tools.progress import bar
 
 
 def study(
@@ -34,9 +34,7 @@ def study(
     options = StudyOptions(prompts, edits, seeds, judge_faces, held_out, epochs, steps)
     folder = open_pictures(faces)
     generator = Generator.from_pretrained(release)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with bar() as progress:
 
         def begin(doing: str, total: int) -> Callable[[], None]:
             task = progress.add_task(doing, total=total)

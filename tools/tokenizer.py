@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gptface_dist.errors import UserError
 from gptface_dist.tokenizers.image_options import PRESETS, ImagePreset
+from gptface_dist.tools.progress import bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +42,7 @@ def train_text(
     options = TextOptions(size, character_coverage, kind, captions, seed)
     folder = corpus.open_pictures(data)
     unreadable = 0
-    with _progress() as progress:
+    with bar() as progress:
         task = progress.add_task("reading captions", total=folder.index.samples)
 
         def on_sample(readable: bool) -> None:
@@ -97,7 +96,7 @@ def train_image(
 
     pictures = corpus.TrainingPictures(corpus.open_pictures(data), chosen.architecture.size, seed, held_out)
     run = ImageRun(chosen.architecture, chosen.training, pictures.order_id, held_out)
-    with processes() as group, _progress(shown=group.rank == 0) as progress:
+    with processes() as group, bar(shown=group.rank == 0) as progress:
 
         def on_step(step: int, metrics: dict[str, float] | None) -> None:
             if not progress.tasks:
@@ -159,7 +158,7 @@ def evaluate_image(
     side = size or read_config(image_folder).get("sample_size", 32)
     folder = corpus.open_pictures(data)
     places = corpus.spread(folder, min(pictures, folder.index.samples))
-    with processes() as group, _progress() as progress:
+    with processes() as group, bar() as progress:
         tokenizer = ImageTokenizer.load(image_folder, group.device)
         task = progress.add_task("evaluating", total=len(places))
 
@@ -186,10 +185,3 @@ def _in_words(evaluation: dict[str, Any]) -> str:
         "{pictures} pictures, PSNR {psnr:.2f} dB, SSIM {ssim:.4f}, {codes_used:.1%} of the codes used, "
         "perplexity {perplexity:.1f}".format(**evaluation)
     )
-
-
-def _progress(shown: bool = True) -> Progress:
-    """A bar on stderr where that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))

@@ -1,0 +1,30 @@
+"""The bar that long commands show."""
+
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def bar(unit: str = "", shown: bool = True) -> Progress:
+    """What is done, how many of how many, the time that it took and will take.
+
+    On stderr, where that is a terminal, and gone in the end; to a file or pipe it writes nothing.
+
+    Args:
+        unit: what is counted; may name fields of the task, as rich's TextColumn does.
+        shown: False for none, whatever stderr is.
+    """
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *([TextColumn(unit)] if unit else [])]
+    # Lines go through the bar's console where both are on a terminal, and untouched to a file or pipe.
+    console, terminal = Console(stderr=True, soft_wrap=True), sys.stdout.isatty()
+    return Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=terminal,
+        redirect_stderr=terminal,
+        disable=not (shown and console.is_terminal),
+    )
