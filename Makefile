@@ -38,25 +38,30 @@ types: $(INSTALLED)  ## types: mypy
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The quickstart's sizes, configuration, layout and folder. Faces are rendered at FACES pixels and learned at SIZE.
-COUNT ?= 3000
+# The quickstart's sizes, configuration, layout and folder.
+COUNT ?= 4000
 HELD_OUT ?= 256
-FACES ?= 64
 SIZE ?= 32
 PRESET ?= tiny
 CODES ?= 64
 WORDS ?= 640
 TOKENIZER_STEPS ?= 800
 CONFIG ?= configs/quickstart.yaml
-STEPS ?= 300
+STEPS ?= 600
 LAYOUT ?= layout.pp=2 layout.zero=3
 OUT ?= out
+# Faces that fill the picture, with captions that name hair, expression and glasses first: a small model learns what is large
+# in the picture and often told.
+RENDER = --size $(SIZE) --closeness 1.7 --prominent 0.9
+# The held-out face that is edited, and the box around its eyes, at 32 pixels.
+FACE = 000000004
+EYES ?= 7,8,27,17
 DATA = data.tokenizers=$(OUT)/tokenizers "data.sources=[{path: $(OUT)/tokens}]"
 HELD = "evaluation.sources=[{path: $(OUT)/held_out_tokens}]"
 
 .PHONY: quickstart quickstart-gpu data model pictures
 quickstart-gpu:  ## the same at 128 px with 100 M parameters, on one GPU
-	$(MAKE) quickstart COUNT=100000 HELD_OUT=1024 FACES=128 SIZE=128 PRESET=base CODES=1024 WORDS=2048 TOKENIZER_STEPS=20000 \
+	$(MAKE) quickstart COUNT=100000 HELD_OUT=1024 SIZE=128 EYES=28,32,108,68 PRESET=base CODES=1024 WORDS=2048 TOKENIZER_STEPS=20000 \
 	  CONFIG=configs/quickstart_gpu.yaml STEPS=20000 LAYOUT= OUT=out-gpu
 
 quickstart: data model pictures  ## from nothing to generated faces and a report; resumes where it stopped
@@ -67,8 +72,8 @@ quickstart: data model pictures  ## from nothing to generated faces and a report
 	  --section "Captions of the face before=$(OUT)/captions.txt"
 
 data: $(INSTALLED)  ## render faces, train both tokenizers, tokenize, verify
-	$(BIN)/gptface faces render $(OUT)/faces --count $(COUNT) --size $(FACES) --seed 0
-	$(BIN)/gptface faces render $(OUT)/held_out --count $(HELD_OUT) --size $(FACES) --seed 1
+	$(BIN)/gptface faces render $(OUT)/faces --count $(COUNT) $(RENDER) --seed 0
+	$(BIN)/gptface faces render $(OUT)/held_out --count $(HELD_OUT) $(RENDER) --seed 1
 	$(BIN)/gptface faces sheet $(OUT)/faces $(OUT)/faces.png
 	test -f $(OUT)/tokenizers/text.model || $(BIN)/gptface tokenizer text $(OUT)/faces $(OUT)/tokenizers/text.model --kind bpe --size $(WORDS)
 	$(BIN)/gptface tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset $(PRESET) --size $(SIZE) --codes $(CODES) --steps $(TOKENIZER_STEPS) --held-out $(HELD_OUT) --precision bf16
@@ -79,18 +84,27 @@ data: $(INSTALLED)  ## render faces, train both tokenizers, tokenize, verify
 
 model: data  ## train the tiny model, convert it to a release
 	$(BIN)/gptface train $(CONFIG) $(DATA) $(HELD) run.folder=$(OUT)/run run.steps=$(STEPS) $(LAYOUT)
-	test -d $(OUT)/release || $(BIN)/gptface convert $(OUT)/run $(OUT)/release
+	test $(OUT)/release -nt $(OUT)/run/checkpoints/latest || { rm -rf $(OUT)/release && $(BIN)/gptface convert $(OUT)/run $(OUT)/release; }
 
+# In the words of the captions.
 PROMPTS = --text "a smiling woman with blond hair" --text "a man with black hair and glasses" --text "an angry man with a beard" --text "a surprised woman with red hair"
 
 pictures: model  ## generate, edit and caption with the release
-	$(BIN)/gptface generate $(OUT)/release $(OUT)/generated.png $(PROMPTS) -n 4 --rerank 4 > $(OUT)/generated.txt
-	tar -xOf $(OUT)/held_out/00000.tar 000000000.png > $(OUT)/face.png
-	$(BIN)/gptface edit $(OUT)/release $(OUT)/edited.png --image $(OUT)/face.png --resize --strip $(OUT)/edits.png \
-	  --region eyes --text "a face with glasses" --region hair --text "a face with red hair" > $(OUT)/edits.txt
+	$(BIN)/gptface generate $(OUT)/release $(OUT)/generated.png $(PROMPTS) -n 4 --classifier-free 3 --rerank 4 > $(OUT)/generated.txt
+	tar -xOf $(OUT)/held_out/00000.tar $(FACE).png > $(OUT)/face.png
+	tar -xOf $(OUT)/held_out/00000.tar $(FACE).mask.png > $(OUT)/mask.png
+	$(BIN)/gptface edit $(OUT)/release $(OUT)/edited.png --image $(OUT)/face.png --parsing $(OUT)/mask.png --strip $(OUT)/edits.png \
+	  --region $(EYES) --text "a man with glasses" --region hair --text "a man with red hair" > $(OUT)/edits.txt
 	$(BIN)/gptface caption $(OUT)/release $(OUT)/face.png -n 3 > $(OUT)/captions.txt
+
+# The study's figures are of the quickstart's model, trained for longer on more faces.
+.PHONY: study
+study:  ## train and measure: docs/study.md; two hours on two cores
+	$(MAKE) quickstart COUNT=16000 CODES=128 TOKENIZER_STEPS=1500 CONFIG=configs/study.yaml STEPS=9000 LAYOUT=layout.dp=2 OUT=out-study
+	$(BIN)/gptface faces render out-study/judged --count 8600 $(RENDER) --seed 99
+	$(BIN)/gptface study out-study/release out-study/judged docs --judge-faces 8000 --held-out 600 --epochs 6 --prompts 140 --edits 100
 
 check: lint types test  ## lint, types and tests
 
 clean:  ## remove what was built
-	rm -rf $(VENV) build out *.egg-info
+	rm -rf $(VENV) build out out-* *.egg-info

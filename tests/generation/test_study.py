@@ -67,7 +67,7 @@ def test_gain_of_pairs() -> None:
 
 def test_means_over_seeds_by_hand() -> None:
     assert f"{mean([1.0, 2.0, 4.5]):.2f}" == "2.50 ± 1.80"
-    assert mean([3.0]).spread == 0
+    assert f"{mean([3.0]):.1%}" == "300.0%", "one seed has no spread"
 
 
 def test_prompts_name_all_traits() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from gptface_dist.files import write_atomically
 from gptface_dist.generation.study.edits import EditResult
 from gptface_dist.generation.study.prompts import PAIR, ModeResult
+from gptface_dist.generation.study.statistics import Mean
 from gptface_dist.generation.study.study import Study
 from gptface_dist.generation.study.traits import TRAITS
 
@@ -89,7 +90,7 @@ def _prompts(found: Study) -> list[str]:
         measured = (one.mean, gain, f"{one.diversity:.1f}", f"{one.seconds:.2f} s")
         lines.append(_row(mode, *(one.agreement[name] for name in TRAITS), *measured))
     for name, means in (("*chance*", first.chance), ("*judge*", found.ceiling)):
-        over_all = np.mean([one.mean for one in means.values()])
+        over_all = np.mean([means[trait].mean for trait in TRAITS])
         lines.append(_row(name, *(f"{means[trait]:.1%}" for trait in TRAITS), f"{over_all:.1%}", "", "", ""))
     return lines
 
@@ -97,7 +98,7 @@ def _prompts(found: Study) -> list[str]:
 def _edits(found: Study) -> list[str]:
     lines = [EDITS, *_head("", "edits", "intended", "without text", "others kept", "outside")]
     for kind, edit in found.edits.items():
-        outside = f"{edit.outside.share:.1%} ± {edit.outside.spread:.1%}"
+        outside = f"{Mean(edit.outside.share, edit.outside.spread):.1%}"
         lines.append(_row(kind, edit.intended.trials, edit.intended, edit.without_text, edit.kept, outside))
     return lines
 

@@ -20,13 +20,13 @@ class Share:
     """Lower end of the interval."""
     high: float
     """Upper end."""
-    spread: float
-    """Standard deviation over seeds of the seeds' means."""
+    spread: float | None
+    """Standard deviation over seeds of the seeds' means; None of one seed."""
     trials: int
     """How many scores."""
 
     def __str__(self) -> str:
-        return f"{self.share:.1%} ± {self.spread:.1%} ({self.low:.1%} to {self.high:.1%})"
+        return f"{Mean(self.share, self.spread):.1%} ({self.low:.1%} to {self.high:.1%})"
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Mean:
 
     mean: float
     """It."""
-    spread: float
-    """Standard deviation over seeds."""
+    spread: float | None
+    """Standard deviation over seeds; None of one seed."""
 
     def __format__(self, spec: str) -> str:
-        return f"{self.mean:{spec}} ± {self.spread:{spec}}"
+        return f"{self.mean:{spec}}" + (f" ± {self.spread:{spec.lstrip('+')}}" if self.spread is not None else "")
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Gain:
     """Lower end of its 95 % interval."""
     high: float
     """Upper end."""
-    spread: float
-    """Standard deviation over seeds of the seeds' means."""
+    spread: float | None
+    """Standard deviation over seeds of the seeds' means; None of one seed."""
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1%} ± {self.spread:.1%} ({self.low:+.1%} to {self.high:+.1%})"
+        return f"{Mean(self.mean, self.spread):+.1%} ({self.low:+.1%} to {self.high:+.1%})"
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """Of one value a seed; of one seed alone, the spread is 0."""
-    return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
+    """Of one value a seed."""
+    return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def share(by_seed: Sequence[Sequence[float] | np.ndarray]) -> Share:
