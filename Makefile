@@ -86,15 +86,17 @@ model: data  ## train the tiny model, convert it to a release
 	$(BIN)/gptface train $(CONFIG) $(DATA) $(HELD) run.folder=$(OUT)/run run.steps=$(STEPS) $(LAYOUT)
 	test $(OUT)/release -nt $(OUT)/run/checkpoints/latest || { rm -rf $(OUT)/release && $(BIN)/gptface convert $(OUT)/run $(OUT)/release; }
 
-# In the words of the captions.
-PROMPTS = --text "a smiling woman with blond hair" --text "a man with black hair and glasses" --text "an angry man with a beard" --text "a surprised woman with red hair"
+# In the words of the captions, which tell an expression wherever one is seen: of a text without one, the model draws face masks.
+PROMPTS = --text "a smiling woman with blond hair" --text "a man with black hair and a neutral expression, wearing glasses" \
+  --text "an angry man with red hair" --text "a surprised woman with gray hair"
 
 pictures: model  ## generate, edit and caption with the release
 	$(BIN)/gptface generate $(OUT)/release $(OUT)/generated.png $(PROMPTS) -n 4 --classifier-free 3 --rerank 4 > $(OUT)/generated.txt
 	tar -xOf $(OUT)/held_out/00000.tar $(FACE).png > $(OUT)/face.png
 	tar -xOf $(OUT)/held_out/00000.tar $(FACE).mask.png > $(OUT)/mask.png
 	$(BIN)/gptface edit $(OUT)/release $(OUT)/edited.png --image $(OUT)/face.png --parsing $(OUT)/mask.png --strip $(OUT)/edits.png \
-	  --region $(EYES) --text "a man with glasses" --region hair --text "a man with red hair" > $(OUT)/edits.txt
+	  --region $(EYES) --text "a surprised man with gray hair, wearing glasses" \
+	  --region hair --text "a surprised man with red hair, wearing glasses" > $(OUT)/edits.txt
 	$(BIN)/gptface caption $(OUT)/release $(OUT)/face.png -n 3 > $(OUT)/captions.txt
 
 # The study's figures are of the quickstart's model, trained for longer on more faces.
