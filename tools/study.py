@@ -34,6 +34,8 @@ def study(
     options = StudyOptions(prompts, edits, seeds, judge_faces, held_out, epochs, steps)
     folder = open_pictures(faces)
     generator = Generator.from_pretrained(release)
+    # Before the work, not after it.
+    report.make_folder(out)
     with bar() as progress:
 
         def begin(doing: str, total: int) -> Callable[[], None]:

@@ -235,6 +235,14 @@ class Generator:
         kept = torch.zeros(self._grid, dtype=torch.bool)
         return match_probabilities(self.model, [compose(self.vocabulary, self._encode_text(text), codes, False, kept)])[0]
 
+    def check(self, guidance: Guidance) -> None:
+        """:class:`UserError` where pictures cannot be guided so, by this model's training."""
+        if guidance.classifier_free > 0 and not self._dropped_captions:
+            raise UserError(
+                "the model was trained with a text for every image (data.masking.drop_share=0): "
+                "it cannot be guided classifier-free"
+            )
+
     def _encode_text(self, text: str, may_be_empty: bool = False) -> Tensor:
         ids = self._text.encode(text)
         if not ids and not may_be_empty:
@@ -248,11 +256,7 @@ class Generator:
         return Task(sequence, compose(self.vocabulary, ids[:0], codes, False, wanted), number)
 
     def _draw(self, tasks: Sequence[Task], sampling: Sampling, guidance: Guidance, on_step: Callable[[], None]) -> list[Drawn]:
-        if guidance.classifier_free > 0 and not self._dropped_captions:
-            raise UserError(
-                "the model was trained with a text for every image (data.masking.drop_share=0): "
-                "it cannot be guided classifier-free"
-            )
+        self.check(guidance)
         return complete(self.model, tasks, self.vocabulary.image_range, sampling, guidance, on_step)
 
     def _codes(self, image: Tensor) -> Tensor:

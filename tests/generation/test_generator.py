@@ -131,6 +131,9 @@ def test_what_training_did_not_have_is_refused(release_folder: Path) -> None:
         limited.generate("z" * 20)
     with pytest.raises(UserError, match=r"drop_share=0.*cannot be guided classifier-free"):
         limited.generate(TEXT, guidance=Guidance(classifier_free=1.0))
+    with pytest.raises(UserError, match="cannot be guided classifier-free"):
+        limited.check(Guidance(classifier_free=0.1))
+    limited.check(Guidance(rerank=2))
     assert len(limited.generate("a", sampling=ONCE)) == 1
 
 

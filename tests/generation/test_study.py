@@ -195,6 +195,7 @@ def test_the_whole_study_runs(generator: Generator, faces: ShardFolder, tmp_path
     assert all(total == done for doing, (total, done) in calls.items() if doing in exact), calls
     assert exact < set(calls)
     assert all(one.outside.share == 1 for one in found.edits.values())
+    report.make_folder(tmp_path / "study")
     report.write(found, tmp_path / "study", "gptface study ...")
     told = (tmp_path / "study" / "study.md").read_text()
     for mode in found.modes:
@@ -207,6 +208,13 @@ def test_the_whole_study_runs(generator: Generator, faces: ShardFolder, tmp_path
     assert calls["training judges"][0] == 2 * 2, "a judge for each of 2 seeds, 2 batches of 32"
     with Image.open(tmp_path / "study" / "study.png") as opened:
         assert min(opened.size) > 8
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "study").write_text("a file")
+    for path in (tmp_path / "study", tmp_path / "study" / "deeper"):
+        with pytest.raises(UserError, match="cannot be a folder for the study"):
+            report.make_folder(path)
 
 
 def test_other_shards_are_refused(faces: ShardFolder) -> None:

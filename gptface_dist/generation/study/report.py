@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
 from gptface_dist.generation.study.edits import EditResult
 from gptface_dist.generation.study.prompts import PAIR, ModeResult
@@ -54,9 +55,16 @@ One row a way of drawing ({modes}), for {shown}. Below, edits ({edits}): before,
 """
 
 
+def make_folder(out: Path) -> None:
+    """Make the folder of the report; :class:`UserError` where it cannot be one."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be a folder for the study: {error.strerror}") from None
+
+
 def write(found: Study, out: Path, command: str) -> None:
-    """Write ``study.md``, ``study.json`` and ``study.png`` into a folder."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write ``study.md``, ``study.json`` and ``study.png`` into a folder that exists."""
     where = (
         f"{datetime.date.today().isoformat()}, {platform.machine()} with {os.cpu_count()} CPU cores, "
         f"{torch.get_num_threads()} used, torch {torch.__version__}."

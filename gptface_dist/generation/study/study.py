@@ -63,7 +63,12 @@ class Study:
 def study(
     generator: Generator, faces: ShardFolder, options: StudyOptions, progress: Callable[[str, int], Callable[[], None]]
 ) -> Study:
-    """Train the judges, then measure. ``progress`` is told what comes next and how much of it; it gives what to call."""
+    """Train the judges, then measure. ``progress`` is told what comes next and how much of it; it gives what to call.
+
+    :class:`UserError` where there are too few faces, or others, or the model cannot be guided in all ways.
+    """
+    for guidance in MODES.values():
+        generator.check(guidance)
     size, total = generator.size, options.judge_faces + options.held_out
     found = read_faces(faces, total, size, progress("reading faces", total))
     advance = progress("reconstructing", total)
