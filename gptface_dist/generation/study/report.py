@@ -29,8 +29,9 @@ have their 95 % interval in brackets.
 
 """
 PROMPTS = """## Prompts
-{asked} Traits are independent of each other, all values are asked for equally often. Each cell: share of pictures in which the
-judge sees what was asked (interval over prompts). *Chance*: the same if pictures had nothing to do with their prompts. *Judge*:
+{asked}
+Traits are independent of each other, all values are asked for equally often. Each cell: share of pictures in which the judge
+sees what was asked (interval over prompts). *Chance*: the same if pictures had nothing to do with their prompts. *Judge*:
 its accuracy on held-out faces as the image tokenizer reconstructs them, mean over a trait's values: about the most that could
 be measured. *Gain*: of the mean over the first row, for the same prompts and noise. *Diversity*: root mean square difference of
 two pictures of one prompt, in grey levels of 255. *Time*: CPU seconds a picture.
