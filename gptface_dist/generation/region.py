@@ -34,7 +34,7 @@ PLACES = {
     "face": (0.22, 0.26, 0.78, 0.86),
     "cloth": (0.00, 0.80, 1.00, 1.00),
 }
-"""Where parts lie in an upright face that fills the picture: left, top, right, bottom as shares of the side."""
+"""Where parts lie in an upright portrait with some room around the head: left, top, right, bottom as shares of the side."""
 _BOX = re.compile(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*")
 
 
