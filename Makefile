@@ -86,7 +86,7 @@ model: data  ## train the tiny model, convert it to a release
 	$(BIN)/gptface train $(CONFIG) $(DATA) $(HELD) run.folder=$(OUT)/run run.steps=$(STEPS) $(LAYOUT)
 	test $(OUT)/release -nt $(OUT)/run/checkpoints/latest || { rm -rf $(OUT)/release && $(BIN)/gptface convert $(OUT)/run $(OUT)/release; }
 
-# In the words of the captions, which tell an expression wherever one is seen: of a text without one, the model draws face masks.
+# In the words of the captions: nine in ten tell an expression where one is seen, so that a text without one may mean a face mask.
 PROMPTS = --text "a smiling woman with blond hair" --text "a man with black hair and a neutral expression, wearing glasses" \
   --text "an angry man with red hair" --text "a surprised woman with gray hair"
 
@@ -102,7 +102,7 @@ pictures: model  ## generate, edit and caption with the release
 # The study's figures are of the quickstart's model, trained for longer on more faces.
 .PHONY: study
 study:  ## train and measure: docs/study.md; two hours on two cores
-	$(MAKE) quickstart COUNT=16000 CODES=128 TOKENIZER_STEPS=1500 CONFIG=configs/study.yaml STEPS=9000 LAYOUT=layout.dp=2 OUT=out-study
+	$(MAKE) quickstart COUNT=16000 CODES=128 TOKENIZER_STEPS=1500 CONFIG=configs/study.yaml STEPS=9000 LAYOUT= OUT=out-study
 	$(BIN)/gptface faces render out-study/judged --count 8600 $(RENDER) --seed 99
 	$(BIN)/gptface study out-study/release out-study/judged docs --judge-faces 8000 --held-out 600 --epochs 6 --prompts 140 --edits 100
 

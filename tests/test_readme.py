@@ -32,7 +32,7 @@ def commands(document: Path) -> Iterator[list[str]]:
     """Arguments of every command of the program in a document's indented blocks."""
     text = document.read_text(encoding="utf-8").replace("\\\n", " ")
     for line in text.splitlines():
-        if line.startswith("    ") and any(f"{name} " in line for name in PROGRAM) and ">>>" not in line:
+        if line.startswith("    ") and any(f"{name} " in line for name in PROGRAM):
             words = shlex.split(line, comments=True)
             first = next((number for number, word in enumerate(words) if word in PROGRAM), None)
             if first is not None:

@@ -33,8 +33,8 @@ class CaptionResult:
     """Captions that name a value of it."""
     right: Share | None
     """Those of them that name the true one and no other; None where none names any."""
-    chance: Mean
-    """The same, if captions had nothing to do with their faces."""
+    chance: Mean | None
+    """The same, if captions had nothing to do with their faces; None likewise."""
 
 
 def said(text: str, trait: str) -> set[int]:
@@ -68,6 +68,10 @@ def measure_captions(
                 one = [next(iter(values)) if len(values) == 1 else len(TRAITS[name]) for values, _ in spoken]
                 by_chance[name].append(chance([truth for _, truth in spoken], one))
     return {
-        name: CaptionResult(share(told[name]), share(right[name]) if any(right[name]) else None, mean(by_chance[name] or [0.0]))
+        name: CaptionResult(
+            share(told[name]),
+            share(right[name]) if any(right[name]) else None,
+            mean(by_chance[name]) if by_chance[name] else None,
+        )
         for name in WORDS
     }

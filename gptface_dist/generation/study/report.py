@@ -116,7 +116,7 @@ def _matching(found: Study) -> list[str]:
     lines = [MATCHING, *_head("", "pairs", "true text preferred", "captions that tell", "right", "chance")]
     for name, preferred in found.matching.items():
         one = found.captions.get(name)
-        cells = (one.told, one.right or "", f"{one.chance:.1%}") if one else ("", "", "")
+        cells = (one.told, one.right or "", f"{one.chance:.1%}" if one.chance else "") if one else ("", "", "")
         lines.append(_row(name, preferred.trials, preferred, *cells))
     return lines
 
