@@ -1,7 +1,8 @@
 """Repairs of Triton's interpreter (TRITON_INTERPRET=1: kernels run on a CPU, without compilation).
 
-Triton 3.7.1's interpreter rounds casts to 8-bit and 16-bit floats wrongly and multiplies bfloat16 matrices by their bit
-patterns. Each repair stands in for one of its functions while our kernels run, and computes what the GPU does.
+Triton's interpreter (3.6.0 and 3.7.1) rounds casts to 8-bit and 16-bit floats wrongly and multiplies bfloat16 matrices by
+their bit patterns; that of 3.6.0 cannot count loops with numpy 2.4 and later. Each repair stands in for one of its functions
+while our kernels run, and computes what the GPU does.
 """
 
 import contextlib
@@ -41,6 +42,7 @@ def repaired() -> Iterator[None]:
     with (
         mock.patch.object(interpreter, "_convert_float", _convert_float),
         mock.patch.object(interpreter.InterpreterBuilder, "create_dot", _create_dot),
+        mock.patch.object(interpreter, "_patch_lang_tensor", _patch_lang_tensor),
         # Rows of padding divide zero by zero; a GPU says nothing of it either.
         np.errstate(all="ignore"),
     ):
@@ -70,3 +72,15 @@ def _create_dot(_builder: Any, a: Any, b: Any, d: Any, _precision: Any, _impreci
     """a b + d of the operands' values, accumulated in d's type."""
     left, right = (_values(x.data, x.dtype.scalar).float().numpy() for x in (a, b))
     return interpreter.TensorHandle(np.matmul(left, right) + d.data, d.dtype.scalar)
+
+
+_patch_before = interpreter._patch_lang_tensor
+
+
+def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
+    """Loop bounds are arrays of one element, which numpy 2.4 and later does not turn into numbers unasked.
+
+    Triton 3.6.0 relies on that (triton-lang/triton#9171); 3.7.1 asks, and this changes nothing there.
+    """
+    _patch_before(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
