@@ -1,5 +1,6 @@
 # Everything installs what it needs into .venv; `make test` is the whole check, `make help` lists the rest.
-PYTHON ?= python3.11
+# The first that starts: a name alone says little, where pyenv puts a stand-in for each version under it.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13; do $$python -c "import venv" 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -16,7 +17,8 @@ install: $(INSTALLED)  ## make .venv and install everything into it
 
 # torch comes first and by its exact version: the plain name takes a multi-gigabyte CUDA build.
 $(INSTALLED): setup.py requirements-faces.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -n "$(PYTHON)" || { echo "no python3.11, python3.12 or python3.13 starts here: name one, make PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(BIN)/python || { $(PYTHON) -m venv $(VENV) && echo "$(VENV) is made with $$($(BIN)/python --version), $(PYTHON)"; }
 	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[train,faces,dev]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-faces.txt
@@ -37,6 +39,22 @@ types: $(INSTALLED)  ## types: mypy
 
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The oldest versions that are supported, in an environment of their own: 5 GB with CUDA's libraries, so no part of `make test`.
+# The first that starts, as above; VERSIONS_PYTHON=/path/to/python3.13 tries another one.
+VERSIONS_PYTHON ?= python3.12
+VERSIONS_TORCH ?= 2.11.0
+VERSIONS := build/versions
+.PHONY: test-versions
+test-versions:  ## kernels, model, a few layouts and the GPU check's dry run with torch 2.11.0, triton 3.6.0 and Python 3.12 (5 GB)
+	test -x $(VERSIONS)/bin/python || $(VERSIONS_PYTHON) -m venv $(VERSIONS)
+	$(VERSIONS)/bin/pip install -q --disable-pip-version-check torch==$(VERSIONS_TORCH)
+	$(VERSIONS)/bin/pip install -q --disable-pip-version-check -e '.[train,faces,dev]'
+	$(VERSIONS)/bin/python -c "import sys, torch, triton, numpy; print('Python', sys.version.split()[0], 'torch', torch.__version__, 'triton', triton.__version__, 'numpy', numpy.__version__)"
+	$(VERSIONS)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/kernels tests/model tests/benchmarks
+	$(VERSIONS)/bin/gptface parity --dp 2 --zero 1
+	$(VERSIONS)/bin/gptface parity --tp 2 --pp 2 --sp --zero 3
+	$(VERSIONS)/bin/gptface bench gpu --dry --out build/versions-gpu
 
 # The quickstart's sizes, configuration, layout and folder.
 COUNT ?= 4000

