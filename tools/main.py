@@ -6,7 +6,21 @@ import typer
 
 import gptface_dist
 from gptface_dist.errors import UserError
-from gptface_dist.tools import bench, data, faces, fp8, generate, health, parity, release, report, study, tokenizer, train
+from gptface_dist.tools import (
+    attention,
+    bench,
+    data,
+    faces,
+    fp8,
+    generate,
+    health,
+    parity,
+    release,
+    report,
+    study,
+    tokenizer,
+    train,
+)
 
 _INTERRUPTED = 130
 
@@ -16,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="GPTFace: from pictures with captions to a model that reads, writes and edits faces.",
 )
+bench.app.command("attention")(attention.attention)
 bench.app.command("fp8")(fp8.fp8)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")

@@ -15,7 +15,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gptface_dist.kernels.attention.emulator import TINY
-from gptface_dist.kernels.attention.forward import Launch, columns, resident, resident_vector, rows
+from gptface_dist.kernels.attention.forward import columns, resident, resident_vector, rows
+from gptface_dist.kernels.attention.launch import DK_DV, DQ, Launch, LaunchTable
 from gptface_dist.kernels.attention.options import E4M3_MAX, TILE
 from gptface_dist.kernels.attention.prepare import Prepared, Result
 from gptface_dist.kernels.attention.quantise import Quantised, Tiles, standardised, strides
@@ -41,11 +42,26 @@ def _through_norm(dy, raw, place, seen, affine, partial, eps, FIRST: tl.constexp
 
 
 @triton.jit
+def _add_gradients(
+    weights, ds, q_back, dout_rows, dout_columns, row, column, first, m, dv_sum, dk_sum, BACKWARD: tl.constexpr
+):  # fmt: skip
+    """The sums of dV and dK with the part of the tile of queries from ``m`` on: P^T dO and dS^T Q."""
+    if BACKWARD == "bf16":
+        dv_sum = tl.dot(weights, dout_rows.load([row + m, 0]), dv_sum)
+        dk_sum = tl.dot(ds, q_back.load([row + m, 0]), dk_sum)
+    else:
+        dv_sum = tl.dot(weights, tl.trans(dout_columns.load([column, first + m])), dv_sum)
+        dk_sum = tl.dot(ds, tl.trans(q_back.load([column, first + m])), dk_sum)
+    return dv_sum, dk_sum
+
+
+@triton.jit
 def _dk_dv(
     q_rows, q_back, k_rows, v_back, dout_rows, dout_columns, lse, delta, dout_scale, dk, dv, raw, affine, partial,
     starts, lengths, tiled_starts, qk_scale, v_scale, bounds, factor, log2_factor, eps,
     stride_b, stride_t, stride_h, raw_b, raw_t, raw_h, capacity,
-    BACKWARD: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, SPECIALIZE: tl.constexpr,
+    BACKWARD: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, OVERLAP: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile of keys and values of one head.
 
@@ -66,23 +82,35 @@ def _dk_dv(
     k = resident(k_rows, row + tile * KEYS, KEYS, D, SPECIALIZE)
     v = resident(v_back, row + tile * KEYS, KEYS, D, SPECIALIZE)
     dk_sum, dv_sum = tl.zeros([KEYS, D], tl.float32), tl.zeros([KEYS, D], tl.float32)
+    KIND: tl.constexpr = v_back.dtype.element_ty if BACKWARD == "bf16" else k_rows.dtype.element_ty
+    weights, ds = tl.zeros([KEYS, QUERIES], KIND), tl.zeros([KEYS, QUERIES], KIND)
     # Queries beyond the length have lse 1e30, so P = 0 without a mask; keys beyond it are rows that are not stored.
     for m in tl.range(0, end, QUERIES, warp_specialize=SPECIALIZE):
-        q = q_rows.load([row + m, 0])
-        p = tl.math.exp2(tl.dot(k, tl.trans(q)) * log2_factor - lse.load([row + m])[None, :])
-        do = dout_rows.load([row + m, 0])
-        dp = tl.dot(v, tl.trans(do))
+        if OVERLAP:
+            # The tile before's; the first time around, nothing times the first tile. Were they computed below, what the
+            # second of them reads would be made while the first runs, and ptxas would then let no two products overlap.
+            before = tl.maximum(m - QUERIES, 0)
+            dv_sum, dk_sum = _add_gradients(
+                weights, ds, q_back, dout_rows, dout_columns, row, column, first, before, dv_sum, dk_sum, BACKWARD
+            )
+        p = tl.math.exp2(tl.dot(k, tl.trans(q_rows.load([row + m, 0]))) * log2_factor - lse.load([row + m])[None, :])
+        dp = tl.dot(v, tl.trans(dout_rows.load([row + m, 0]))) - delta.load([row + m])[None, :]
         if BACKWARD == "bf16":
-            dv_sum = tl.dot(p.to(do.dtype), do, dv_sum)
-            ds = p * (dp - delta.load([row + m])[None, :])
-            dk_sum = tl.dot(ds.to(do.dtype), q_back.load([row + m, 0]), dk_sum)
+            weights = p.to(KIND)
+            ds = (p * dp).to(KIND)
         else:
             weighted = p * dout_scale.load([row + m])[None, :]
-            do8 = dout_columns.load([column, first + m])
-            dv_sum = tl.dot((weighted * p_inverse).to(do8.dtype), tl.trans(do8), dv_sum)
-            weight = weighted if BACKWARD == "fp8" else p
-            ds = weight * (dp - delta.load([row + m])[None, :]) * ds_inverse
-            dk_sum = tl.dot(ds.to(do8.dtype), tl.trans(q_back.load([column, first + m])), dk_sum)
+            weights = (weighted * p_inverse).to(KIND)
+            ds = ((weighted if BACKWARD == "fp8" else p) * dp * ds_inverse).to(KIND)
+        if not OVERLAP:
+            dv_sum, dk_sum = _add_gradients(
+                weights, ds, q_back, dout_rows, dout_columns, row, column, first, m, dv_sum, dk_sum, BACKWARD
+            )
+    if OVERLAP:
+        last = tl.maximum(tl.cdiv(end, QUERIES) - 1, 0) * QUERIES
+        dv_sum, dk_sum = _add_gradients(
+            weights, ds, q_back, dout_rows, dout_columns, row, column, first, last, dv_sum, dk_sum, BACKWARD
+        )
 
     if BACKWARD == "bf16":
         dk_sum = dk_sum * factor
@@ -106,7 +134,8 @@ def _dq(
     q_rows, k_rows, k_back, v_back, dout_rows, lse, delta, dout_scale, dq, raw, affine, partial,
     starts, lengths, tiled_starts, qk_scale, bounds, factor, log2_factor, eps,
     stride_b, stride_t, stride_h, raw_b, raw_t, raw_h, capacity,
-    BACKWARD: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, SPECIALIZE: tl.constexpr,
+    BACKWARD: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, OVERLAP: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one tile of queries of one head; ``raw`` and ``partial`` as in :func:`_dk_dv`, of Q."""
     tile, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -127,9 +156,15 @@ def _dq(
     scale = resident_vector(dout_scale, mine, QUERIES, SPECIALIZE)[:, None]
     dq_sum = tl.zeros([QUERIES, D], tl.float32)
     keys = tl.arange(0, KEYS)[None, :]
+    if OVERLAP:
+        products = tl.dot(q, tl.trans(k_rows.load([row, 0])))
     for n in tl.range(0, end, KEYS, warp_specialize=SPECIALIZE):
-        scores = tl.dot(q, tl.trans(k_rows.load([row + n, 0]))) * log2_factor
-        p = tl.math.exp2(tl.where(n + keys < length, scores, -_FAR) - logsum)
+        if OVERLAP:
+            # As in the forward kernel.
+            upcoming = tl.dot(q, tl.trans(k_rows.load([row + n + KEYS, 0])))
+        else:
+            products = tl.dot(q, tl.trans(k_rows.load([row + n, 0])))
+        p = tl.math.exp2(tl.where(n + keys < length, products * log2_factor, -_FAR) - logsum)
         dp = tl.dot(do, tl.trans(v_back.load([row + n, 0])))
         if BACKWARD == "bf16":
             dq_sum = tl.dot((p * (dp - offset)).to(do.dtype), k_back.load([row + n, 0]), dq_sum)
@@ -137,6 +172,8 @@ def _dq(
             weight = p * scale if BACKWARD == "fp8" else p
             ds = weight * (dp - offset) * ds_inverse
             dq_sum = tl.dot(ds.to(q.dtype), tl.trans(k_back.load([column, first + n])), dq_sum)
+        if OVERLAP:
+            products = upcoming
 
     dq_sum = dq_sum * (factor if BACKWARD == "bf16" else factor * k_scale * ds_scale)
     rows = tile * QUERIES + tl.arange(0, QUERIES)
@@ -148,16 +185,6 @@ def _dq(
         partial += (index.to(tl.int64) * tl.num_programs(0) + tile) * 2 * D
         dq_sum = _through_norm(dq_sum, raw, given, seen, affine, partial, eps, 0, D)
     tl.store(dq + place, dq_sum.to(dq.dtype.element_ty), mask=seen)
-
-
-def dk_dv_launch(specialize: bool) -> Launch:
-    """Of the kernel for dK and dV, for both head sizes."""
-    return Launch(queries=TILE // 2, keys=TILE, specialize=specialize)
-
-
-def dq_launch(specialize: bool) -> Launch:
-    """Of the kernel for dQ, for both head sizes."""
-    return Launch(queries=TILE, keys=TILE // 2, specialize=specialize)
 
 
 @dataclass(frozen=True)
@@ -174,55 +201,86 @@ class Normalised:
     """The norm's."""
 
 
-def backward(
-    do: Prepared, x: Quantised, result: Result, tiles: Tiles, factor: float, kind: str, specialize: bool,
-    norm: Normalised | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+@dataclass(frozen=True)
+class Inputs:
+    """What both kernels of the gradients are given."""
+
+    do: Prepared
+    """The output's gradient, prepared for the same ``kind``."""
+    x: Quantised
+    """The copies, made for the same ``kind``."""
+    result: Result
+    """Of the forward pass."""
+    tiles: Tiles
+    """Where the sequences lie."""
+    factor: float
+    """What the scores are multiplied with, 1 / sqrt(D)."""
+    kind: str
+    """Which products are in FP8, see :class:`Fp8Options`."""
+    norm: Normalised | None = None
+    """What the copies were normalised by; None where they were not."""
+
+    def back(self, copy: Tensor, count: int) -> TensorDescriptor:
+        """Blocks of ``count`` tokens of what dK or dQ is made of."""
+        return rows(copy, count) if self.kind == "bf16" else columns(copy, self.result.out.shape[-1], count)
+
+    def grid(self, count: int) -> tuple[int, int, int]:
+        """Programs, where each has ``count`` tokens of a head."""
+        return self.tiles.tiles * TILE // count, self.result.out.shape[-2], len(self.tiles.lengths)
+
+    def norm_part(self, grid: tuple[int, int, int]) -> Tensor | None:
+        """Where programs leave their parts of the norm's gradients."""
+        out = self.result.out
+        return None if self.norm is None else torch.empty(*grid[::-1], 2, out.shape[-1], device=out.device)
+
+    def scalars(self) -> tuple[float | int, ...]:
+        """Factors, epsilon, strides and capacity, in the order of the kernels' arguments."""
+        eps, raw = (0.0, (0, 0, 0)) if self.norm is None else (self.norm.eps, strides(self.norm.q))
+        out = self.result.out
+        return self.factor, self.factor * math.log2(math.e), eps, *strides(out), *raw, self.tiles.capacity
+
+
+def dk_dv(given: Inputs, launch: Launch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of k and v, of the output's shape and dtype, zero beyond the lengths; and of the keys' norm, float32
+    [B, H, programs, 2, D], parts of a sum; None without one.
+    """
+    do, x, result, tiles, norm = given.do, given.x, given.result, given.tiles, given.norm
+    size, m, n = result.out.shape[-1], launch.queries, launch.keys
+    dk, dv = torch.zeros_like(result.out), torch.zeros_like(result.out)
+    grid = given.grid(n)
+    part = given.norm_part(grid)
+    _dk_dv[grid](
+        rows(x.q_rows, m), given.back(x.q_back, m), x.k_rows, x.v_back,
+        rows(do.rows, m), columns(do.columns, size, m), rows(result.lse, m), rows(do.delta, m), rows(do.scale, m),
+        dk, dv, None if norm is None else norm.k, None if norm is None else norm.affine, part,
+        tiles.starts, tiles.lengths, tiles.tiled_starts, x.qk_scale, x.v_scale, do.bounds, *given.scalars(),
+        BACKWARD=given.kind, D=size, **launch.arguments(),
+    )  # fmt: skip
+    return dk, dv, part
+
+
+def dq(given: Inputs, launch: Launch) -> tuple[Tensor, Tensor | None]:
+    """Gradient of q, and of the queries' norm, as those of :func:`dk_dv`."""
+    do, x, result, tiles, norm = given.do, given.x, given.result, given.tiles, given.norm
+    size, m, n = result.out.shape[-1], launch.queries, launch.keys
+    gradient = torch.zeros_like(result.out)
+    grid = given.grid(m)
+    part = given.norm_part(grid)
+    _dq[grid](
+        x.q_rows, rows(x.k_rows, n), given.back(x.k_back, n), rows(x.v_back, n), do.rows, result.lse, do.delta, do.scale,
+        gradient, None if norm is None else norm.q, None if norm is None else norm.affine, part,
+        tiles.starts, tiles.lengths, tiles.tiled_starts, x.qk_scale, do.bounds, *given.scalars(),
+        BACKWARD=given.kind, D=size, **launch.arguments(),
+    )  # fmt: skip
+    return gradient, part
+
+
+def backward(given: Inputs, table: LaunchTable, specialize: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, of the output's shape and dtype, zero beyond the lengths; and of the norm's ``affine``, float32
     [4, D], or empty without a norm.
-
-    Args:
-        do: the output's gradient, prepared for the same ``kind``.
-        x: the copies, made for the same ``kind``.
-        result: of the forward pass.
-        tiles: where the sequences lie.
-        factor: what the scores are multiplied with, 1 / sqrt(D).
-        kind: which products are in FP8, see :class:`Fp8Options`.
-        specialize: see :class:`Launch`.
-        norm: what the copies were normalised by; None where they were not.
     """
-    out = result.out
-    heads, size = out.shape[-2:]
-    batch, tokens = len(tiles.lengths), tiles.tiles * TILE
-    affine, eps, raw = (None, 0.0, (0, 0, 0)) if norm is None else (norm.affine, norm.eps, strides(norm.q))
-    q, k = (None, None) if norm is None else (norm.q, norm.k)
-    place = (tiles.starts, tiles.lengths, tiles.tiled_starts)
-    factors = (factor, factor * math.log2(math.e))
-    dq, dk, dv = (torch.zeros_like(out) for _ in range(3))
-
-    def back(copy: Tensor, count: int) -> TensorDescriptor:
-        return rows(copy, count) if kind == "bf16" else columns(copy, size, count)
-
-    def parts(count: int) -> Tensor | None:
-        return None if norm is None else torch.empty(batch, heads, triton.cdiv(tokens, count), 2, size, device=out.device)
-
-    launch = dk_dv_launch(specialize)
-    m, n = launch.queries, launch.keys
-    k_parts = parts(n)
-    _dk_dv[(triton.cdiv(tokens, n), heads, batch)](
-        rows(x.q_rows, m), back(x.q_back, m), x.k_rows, x.v_back,
-        rows(do.rows, m), columns(do.columns, size, m), rows(result.lse, m), rows(do.delta, m), rows(do.scale, m),
-        dk, dv, k, affine, k_parts, *place, x.qk_scale, x.v_scale, do.bounds, *factors, eps,
-        *strides(out), *raw, tiles.capacity,
-        BACKWARD=kind, D=size, **launch.arguments(),
-    )  # fmt: skip
-    launch = dq_launch(specialize)
-    m, n = launch.queries, launch.keys
-    q_parts = parts(m)
-    _dq[(triton.cdiv(tokens, m), heads, batch)](
-        x.q_rows, rows(x.k_rows, n), back(x.k_back, n), rows(x.v_back, n), do.rows, result.lse, do.delta, do.scale,
-        dq, q, affine, q_parts, *place, x.qk_scale, do.bounds, *factors, eps, *strides(out), *raw, tiles.capacity,
-        BACKWARD=kind, D=size, **launch.arguments(),
-    )  # fmt: skip
-    daffine = [part.sum((0, 1, 2)) for part in (q_parts, k_parts) if part is not None]
-    return dq, dk, dv, torch.cat(daffine) if daffine else out.new_empty(0, dtype=torch.float32)
+    size = given.result.out.shape[-1]
+    dk, dv, k_part = dk_dv(given, table.of(DK_DV, size, given.kind, specialize))
+    d_q, q_part = dq(given, table.of(DQ, size, given.kind, specialize))
+    affine = [part.sum((0, 1, 2)) for part in (q_part, k_part) if part is not None]
+    return d_q, dk, dv, torch.cat(affine) if affine else d_q.new_empty(0, dtype=torch.float32)

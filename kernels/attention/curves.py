@@ -4,15 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptface_dist.kernels.attention.benchmark import Speed
+from gptface_dist.kernels.attention.shapes import FULL
 
 
-def draw(speeds: Sequence[Speed], out: Path) -> None:
-    """TFLOP/s over tokens, a panel for each head size and pass, a line for each way; format by the file's suffix."""
+def draw(timed: Sequence[Speed], out: Path) -> None:
+    """TFLOP/s over tokens of full batches, a panel for each head size and pass, a line for each way; format by the file's
+    suffix.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
+    speeds = [speed for speed in timed if speed.shape.kind == FULL]
     sizes = sorted({speed.shape.size for speed in speeds})
     ways = list(dict.fromkeys(speed.way for speed in speeds))
     figure, axes = pyplot.subplots(len(sizes), 2, figsize=(12, 4.5 * len(sizes)), layout="constrained", squeeze=False)

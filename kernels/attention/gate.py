@@ -1,17 +1,16 @@
 """Cross-compiles the kernels for Hopper without a GPU and checks the machine code (``python -m`` this module).
 
-Compiling shows that a kernel uses FP8 tensor-core instructions and fits the chip; that it is right and fast, only a GPU
-can show.
+Compiling shows that a kernel uses FP8 tensor-core instructions, fits the chip, and lets its products run beside each other and
+beside the softmax; that it is right and fast, only a GPU can show.
 """
 
-import itertools
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gptface_dist.kernels.attention import backward, forward, prepare, quantise
+from gptface_dist.kernels.attention.launch import DK_DV, DQ, FORWARD, Key, Launch, LaunchTable, candidates, keys, load_table
 from gptface_dist.kernels.attention.options import BACKWARDS, HEAD_SIZES, TILE
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -28,11 +28,11 @@ REGISTERS, SHARED = 255, 227 * 1024
 
 _FP8, _HALF, _FLOAT = "fp8e4nv", "bf16", "fp32"
 
-GRADIENTS = (
-    (backward._dk_dv, backward.dk_dv_launch, "dK, dV", "keys"),
-    (backward._dq, backward.dq_launch, "dQ", "queries"),
-)
-"""Kernel, how it is launched, name, and what it keeps."""
+FUNCTIONS = {FORWARD: forward._forward, DK_DV: backward._dk_dv, DQ: backward._dq}
+"""The jitted function of each kernel."""
+
+PRODUCTS = {FORWARD: 2, DK_DV: 4, DQ: 3}
+"""Matrix products of a tile."""
 
 NORMED = ", QK-norm"
 """Ends the name of a kernel that applies it."""
@@ -56,6 +56,8 @@ class Case:
     """Matrix products in FP8 that the code must have at least."""
     half_products: int
     """Matrix products in bf16 that it must have; with 0 it must have none."""
+    in_flight: bool = False
+    """Whether products must be able to run beside each other."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Code:
     """Bytes of shared memory a block."""
     counts: dict[str, int]
     """Instruction -> how often it stands in the code."""
+    together: int
+    """Most product instructions that are issued before one is waited for. One by one, as ptxas does where registers that a
+    product reads or writes are touched while another runs, the tensor cores idle for the latency of each."""
+    hidden: int
+    """Exponentials of the loop that are taken while a product runs."""
 
     def faults(self, case: Case) -> list[str]:
         """What is wrong with it."""
@@ -79,26 +86,28 @@ class Code:
             f"{self.counts['LDL'] + self.counts['STL']} spills": self.counts["LDL"] + self.counts["STL"],
             f"{self.registers} registers": self.registers > REGISTERS,
             f"{self.shared} bytes of shared memory": self.shared > SHARED,
+            "products one by one": case.in_flight and self.together < 2,
         }
         return [fault for fault, wrong in checks.items() if wrong]
 
 
 def _types(kernel: Any, element: dict[str, str], constants: dict[str, Any]) -> dict[str, str]:
     """Types of a kernel's arguments in order: those given, and the usual ones of the rest."""
-    usual = {"factor": _FLOAT, "log2_factor": _FLOAT, "capacity": "i32", "blocks": "i32"}
+    usual = {"factor": _FLOAT, "log2_factor": _FLOAT}
+    usual |= dict.fromkeys(("capacity", "blocks", "tiles", "heads", "items"), "i32")
     usual |= dict.fromkeys(("starts", "lengths", "tiled_starts"), "*i32")
     usual |= {f"{name}_{axis}": "i32" for name in ("stride", "raw") for axis in "bth"} | {"eps": _FLOAT, "raw": f"*{_HALF}"}
     return {name: element.get(name) or usual.get(name) or f"*{_FLOAT}" for name in kernel.arg_names if name not in constants}
 
 
-def _blocks(launch: forward.Launch, size: int, back: str, keep: str) -> dict[str, str]:
-    """Types of the tiled copies: blocks of what a kernel streams, pointers to the ``keep`` (queries, keys) it keeps."""
-    m, n = launch.queries, launch.keys
-    value = _FP8 if back == "fp8" else _HALF
-    transposed = f"tensordesc<{_FP8}[{size},%d]>" if back != "bf16" else f"tensordesc<{_HALF}[%d,{size}]>"
+def _blocks(key: Key, launch: Launch) -> dict[str, str]:
+    """Types of the tiled copies: blocks of what a kernel streams, pointers to the queries or keys that it keeps."""
+    m, n, size = launch.queries, launch.keys, key.head_size
+    value = _FP8 if key.backward in ("fp8", "any") else _HALF
+    transposed = f"tensordesc<{_FP8}[{size},%d]>" if key.backward != "bf16" else f"tensordesc<{_HALF}[%d,{size}]>"
     of_queries = {"q_rows": _FP8, "dout_rows": value} | dict.fromkeys(("lse", "delta", "dout_scale"), _FLOAT)
     of_keys = {"k_rows": _FP8, "v_back": value}
-    kept, streamed, count = (of_queries, of_keys, n) if keep == "queries" else (of_keys, of_queries, m)
+    kept, streamed, count = (of_keys, of_queries, m) if key.kernel == DK_DV else (of_queries, of_keys, n)
     return {
         **{name: f"*{kind}" for name, kind in kept.items()},
         **{name: f"tensordesc<{kind}[{count}{'' if kind == _FLOAT else f',{size}'}]>" for name, kind in streamed.items()},
@@ -109,30 +118,36 @@ def _blocks(launch: forward.Launch, size: int, back: str, keep: str) -> dict[str
     }
 
 
-def cases(specialize: bool) -> Iterator[Case]:
-    """Every kernel of every option, for both head sizes, with or without warp specialisation."""
-    words = "specialised" if specialize else "plain"
-    for size in HEAD_SIZES:
-        launch = forward.forward_launch(specialize)
-        constants = launch.arguments() | {"D": size}
-        options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-        blocks = _blocks(launch, size, "fp8", "queries")
-        types = _types(forward._forward, blocks | {"out": f"*{_HALF}"}, constants)
-        yield Case(f"forward D{size} {words}", forward._forward, types, constants, options, 2, 0)
-        # Triton 3.7.1 cannot share out the sums of the norm's gradient among specialised warps.
-        norms = (False,) if specialize else (False, True)
-        for normed, back, (kernel, made, name, keep) in itertools.product(norms, BACKWARDS, GRADIENTS):
-            launch = made(specialize)
-            constants = launch.arguments() | {"D": size, "BACKWARD": back}
-            if not normed:
-                constants |= dict.fromkeys(("raw", "affine", "partial"))
-            options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
-            outputs = dict.fromkeys(("dk", "dv", "dq"), f"*{_HALF}")
-            types = _types(kernel, _blocks(launch, size, back, keep) | outputs, constants)
-            products = 4 if name == "dK, dV" else 3
-            half = {"fp8": 0, "mixed": 1, "bf16": products - 1}[back]
-            title = f"{name} {back} D{size} {words}{NORMED * normed}"
-            yield Case(title, kernel, types, constants, options, products - half, half)
+def case(key: Key, launch: Launch, normed: bool = False) -> Case:
+    """A kernel with products, as a launch compiles it; ``normed``: with QK-norm, of the backward kernels."""
+    constants: dict[str, Any] = launch.arguments() | {"D": key.head_size}
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    if key.kernel == FORWARD:
+        constants |= {"TILE": TILE, "PERSISTENT": launch.persistent}
+    else:
+        constants |= {"BACKWARD": key.backward} | ({} if normed else dict.fromkeys(("raw", "affine", "partial")))
+    outputs = dict.fromkeys(("out", "dk", "dv", "dq"), f"*{_HALF}")
+    types = _types(FUNCTIONS[key.kernel], _blocks(key, launch) | outputs, constants)
+    half = {"any": 0, "fp8": 0, "mixed": 1, "bf16": PRODUCTS[key.kernel] - 1}[key.backward]
+    title = f"{key}{NORMED * normed}"
+    return Case(title, FUNCTIONS[key.kernel], types, constants, options, PRODUCTS[key.kernel] - half, half, launch.overlap)
+
+
+def cases(table: LaunchTable, specialize: bool) -> Iterator[Case]:
+    """Every kernel with products as a table launches it, with or without warp specialisation."""
+    for key in keys():
+        if key.specialize == specialize:
+            yield case(key, table.launches[key])
+            # Triton 3.7.1 cannot share out the sums of the norm's gradient among specialised warps.
+            if key.kernel != FORWARD and not specialize:
+                yield case(key, table.launches[key], normed=True)
+
+
+def alternatives() -> Iterator[Case]:
+    """Every launch that the tuner may try, by its key and what it is."""
+    for key in keys():
+        for launch in candidates(key):
+            yield replace(case(key, launch), name=f"{key}: {launch}")
 
 
 def preparations() -> Iterator[Case]:
@@ -142,24 +157,24 @@ def preparations() -> Iterator[Case]:
         options = {"num_warps": constants.pop("num_warps"), "num_stages": 2}
         inputs = dict.fromkeys(("q", "k", "v", "out", "dout"), f"*{_HALF}")
 
-        def case(
+        def copying(
             name: str, kernel: Any, kinds: dict[str, str], more: dict[str, Any], size: int = size,
             constants: dict[str, Any] = constants, options: dict[str, int] = options,
         ) -> Case:  # fmt: skip
             chosen = constants | more
             return Case(name.format(size), kernel, _types(kernel, kinds, chosen), chosen, options, 0, 0)
 
-        yield case("scales D{}", quantise._scales, {}, {"SMOOTH": True})
+        yield copying("scales D{}", quantise._scales, {}, {"SMOOTH": True})
         for words, norm in (("", {"affine": None}), (NORMED, {})):
-            yield case("statistics D{}" + words, quantise._statistics, inputs, norm)
+            yield copying("statistics D{}" + words, quantise._statistics, inputs, norm)
         for back in BACKWARDS:
             more, kind = {"BACKWARD": back, "TILE": TILE}, _HALF if back == "bf16" else _FP8
             copies = dict.fromkeys(("q_rows", "k_rows", "v_columns", "dout_columns"), f"*{_FP8}")
             copies |= dict.fromkeys(("q_back", "k_back"), f"*{kind}")
             copies |= dict.fromkeys(("v_back", "dout_rows"), f"*{_FP8 if back == 'fp8' else _HALF}")
-            yield case(f"prepare {back} D{{}}", prepare._prepare, inputs | copies, more)
+            yield copying(f"prepare {back} D{{}}", prepare._prepare, inputs | copies, more)
             for words, norm in (("", {"affine": None}), (NORMED, {})):
-                yield case(f"write {back} D{{}}" + words, quantise._write, inputs | copies, more | norm)
+                yield copying(f"write {back} D{{}}" + words, quantise._write, inputs | copies, more | norm)
 
 
 def compiled(case: Case) -> Code:
@@ -181,27 +196,48 @@ def compiled(case: Case) -> Code:
         )
     registers = re.search(r"REG:(\d+)", usage)
     assert registers
-    names = {"QGMMA": "QGMMA", "HGMMA": "HGMMA", "HMMA": "HMMA", "LDL": r"LDL", "STL": r"STL", "UTMALDG": "UTMALDG"}
-    counts = {name: len(re.findall(rf"\b{pattern}\b", code)) for name, pattern in names.items()}
-    return Code(int(registers[1]), found.metadata.shared, counts)
+    names = ("QGMMA", "HGMMA", "HMMA", "LDL", "STL", "UTMALDG")
+    counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in names}
+    return Code(int(registers[1]), found.metadata.shared, counts, *_in_flight(code))
+
+
+def _in_flight(code: str) -> tuple[int, int]:
+    """Of machine code: most products issued before one is waited for, and exponentials between a product and its wait.
+
+    ``WARPGROUP.DEPBAR`` waits for products; code is read in its order, which is that of a loop's body.
+    """
+    running = together = hidden = 0
+    for instruction in re.findall(r"\b[QH]GMMA\b|WARPGROUP\.DEPBAR|MUFU\.EX2", code):
+        if instruction.endswith("GMMA"):
+            running += 1
+            together = max(together, running)
+        elif instruction.startswith("WARPGROUP"):
+            running = 0
+        elif running:
+            hidden += 1
+    return together, hidden
 
 
 def main() -> None:
-    """Compile everything (or what is named by ``plain``, ``specialised``, ``preparations``); exit status 1 with faults."""
+    """Compile everything that is launched by default (or what is named by ``plain``, ``specialised``, ``preparations``, or
+    ``alternatives``: all that the tuner may try); exit status 1 with faults.
+    """
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 is set: kernels that are interpreted cannot be compiled")
-    made = {"plain": lambda: cases(False), "specialised": lambda: cases(True), "preparations": preparations}
+    table = load_table()
+    made = {"plain": lambda: cases(table, False), "specialised": lambda: cases(table, True), "preparations": preparations}
+    named = made | {"alternatives": alternatives}
     faulty = False
-    print(f"triton {triton.__version__}, sm_90\n{'kernel':40s} registers  shared  QGMMA  HGMMA  TMA  faults")
+    print(f"triton {triton.__version__}, sm_90\n{'kernel':64s} registers  shared  QGMMA  HGMMA  TMA  together  hidden  faults")
     for name in sys.argv[1:] or made:
-        for case in made[name]():
-            code = compiled(case)
-            faults = code.faults(case)
+        for one in named[name]():
+            code = compiled(one)
+            faults = code.faults(one)
             faulty = faulty or bool(faults)
             counts = code.counts
             print(
-                f"{case.name:40s} {code.registers:9d} {code.shared:7d} {counts['QGMMA']:6d} {counts['HGMMA']:6d} "
-                f"{counts['UTMALDG']:4d}  {'; '.join(faults) or '-'}",
+                f"{one.name:64s} {code.registers:9d} {code.shared:7d} {counts['QGMMA']:6d} {counts['HGMMA']:6d} "
+                f"{counts['UTMALDG']:4d} {code.together:9d} {code.hidden:7d}  {'; '.join(faults) or '-'}",
                 flush=True,
             )
     sys.exit(1 if faulty else 0)

@@ -60,7 +60,7 @@ def fp8_attention(
         backward = options.backward if gradient else "none"
         out = _forward(
             q, k, v, affine, 0.0 if norm is None else norm.eps, sequences.lengths, sequences.starts, sequences.longest,
-            factor, options.smooth, backward, options.warp_specialize,
+            factor, options.smooth, backward, options.warp_specialize, options.launches,
         )[0]  # fmt: skip
     else:
         out = _emulate(q, k, v, sequences, factor, options)
@@ -149,17 +149,19 @@ _Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 @torch.library.custom_op("gptface::fp8_attention", mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, affine: Tensor | None, eps: float, lengths: Tensor, starts: Tensor | None,
-    longest: int, factor: float, smooth: bool, backward: str, specialize: bool,
+    longest: int, factor: float, smooth: bool, backward: str, specialize: bool, launches: str,
 ) -> _Saved:  # fmt: skip
     """Output, lse, p_max, and the fields of Quantised in their order."""
 
     def launch() -> _Saved:
         from gptface_dist.kernels.attention.forward import forward
+        from gptface_dist.kernels.attention.launch import FORWARD, load_table
         from gptface_dist.kernels.attention.quantise import Tiles, quantise
 
         tiles = Tiles.of(Sequences(lengths, starts, longest), q.shape[:-2].numel())
         x = quantise(*_alike(q, k, v), tiles, smooth, backward, torch.float8_e4m3fn, affine, eps)
-        result = forward(x, tiles, q, factor * math.log2(math.e), specialize)
+        how = load_table(launches).of(FORWARD, q.shape[-1], backward, specialize)
+        result = forward(x, tiles, q, factor * math.log2(math.e), how)
         return cast(_Saved, (*result, *x.tensors()))
 
     return launched(launch)
@@ -168,7 +170,7 @@ def _forward(
 @_forward.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, affine: Tensor | None, eps: float, lengths: Tensor, starts: Tensor | None,
-    longest: int, factor: float, smooth: bool, backward: str, specialize: bool,
+    longest: int, factor: float, smooth: bool, backward: str, specialize: bool, launches: str,
 ) -> _Saved:  # fmt: skip
     heads, size, batch = q.shape[-2], q.shape[-1], lengths.shape[0]
     capacity = (q.shape[:-2].numel() // TILE + batch) * TILE
@@ -199,7 +201,7 @@ def _(
 @torch.library.custom_op("gptface::fp8_attention_backward", mutates_args=())
 def _backward(
     dout: Tensor, saved: list[Tensor], q: Tensor | None, k: Tensor | None, affine: Tensor | None, eps: float,
-    lengths: Tensor, starts: Tensor | None, longest: int, factor: float, backward: str, specialize: bool,
+    lengths: Tensor, starts: Tensor | None, longest: int, factor: float, backward: str, specialize: bool, launches: str,
 ) -> _Gradients:  # fmt: skip
     """Gradients of q, k, v and ``affine`` (empty without one); ``saved`` is what the forward operator returned.
 
@@ -208,6 +210,7 @@ def _backward(
 
     def launch() -> _Gradients:
         from gptface_dist.kernels.attention import backward as kernels
+        from gptface_dist.kernels.attention.launch import load_table
         from gptface_dist.kernels.attention.prepare import Result, prepare
         from gptface_dist.kernels.attention.quantise import Quantised, Tiles
 
@@ -218,7 +221,8 @@ def _backward(
         if q is not None and k is not None and affine is not None:
             raw_q, raw_k, _ = _alike(q, k, k)
             norm = kernels.Normalised(raw_q, raw_k, affine, eps)
-        return kernels.backward(prepared, x, result, tiles, factor, backward, specialize, norm)
+        given = kernels.Inputs(prepared, x, result, tiles, factor, backward, norm)
+        return kernels.backward(given, load_table(launches), specialize)
 
     return launched(launch)
 
@@ -226,7 +230,7 @@ def _backward(
 @_backward.register_fake
 def _(
     dout: Tensor, saved: list[Tensor], q: Tensor | None, k: Tensor | None, affine: Tensor | None, eps: float,
-    lengths: Tensor, starts: Tensor | None, longest: int, factor: float, backward: str, specialize: bool,
+    lengths: Tensor, starts: Tensor | None, longest: int, factor: float, backward: str, specialize: bool, launches: str,
 ) -> _Gradients:  # fmt: skip
     like = saved[0]
     daffine = like.new_empty(0 if affine is None else affine.shape, dtype=torch.float32)
@@ -234,7 +238,7 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: _Saved) -> None:
-    q, k, _, affine, ctx.eps, lengths, starts, ctx.longest, ctx.factor, _, ctx.backward, ctx.specialize = inputs
+    q, k, _, affine, ctx.eps, lengths, starts, ctx.longest, ctx.factor, _, *ctx.how = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     raw = (None, None) if affine is None else (q, k)
@@ -243,12 +247,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: _Saved) -> None:
 
 def _differentiate(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dout is None:
-        return (None,) * 12
+        return (None,) * 13
     q, k, affine, lengths, starts, *saved = ctx.saved_tensors
-    dq, dk, dv, daffine = _backward(
-        dout, saved, q, k, affine, ctx.eps, lengths, starts, ctx.longest, ctx.factor, ctx.backward, ctx.specialize
-    )
-    return dq, dk, dv, None if affine is None else daffine, *(None,) * 8
+    dq, dk, dv, daffine = _backward(dout, saved, q, k, affine, ctx.eps, lengths, starts, ctx.longest, ctx.factor, *ctx.how)
+    return dq, dk, dv, None if affine is None else daffine, *(None,) * 9
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

@@ -34,6 +34,9 @@ class Fp8Options:
     warp_specialize: bool = False
     """Let loads and matrix products run in different warps. Compiles for sm_90; not yet compared with the plain kernels
     on a GPU, so not the default."""
+    launches: str = ""
+    """File with the kernels' tile sizes, warps and stages that ``gptface bench attention --tune`` wrote on a GPU; the package's
+    own (``kernels/attention/launches.json``) by default."""
 
     def __post_init__(self) -> None:
         if self.backward not in BACKWARDS:

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gptface_dist.kernels.attention import emulator, operator
-from gptface_dist.kernels.attention.backward import Normalised
+from gptface_dist.kernels.attention.backward import Inputs, Normalised
 from gptface_dist.kernels.attention.backward import backward as gradients
 from gptface_dist.kernels.attention.forward import forward
+from gptface_dist.kernels.attention.launch import FORWARD, load_table
 from gptface_dist.kernels.attention.norm import QkNorm
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options, Sequences
 from gptface_dist.kernels.attention.prepare import Result, prepare
@@ -99,9 +100,11 @@ def test_kernels_that_round_nothing_are_exact(backward: str, normed: bool) -> No
         normalised = None if norm is None else Normalised(q, k, norm.affine(), norm.eps)
         applied = () if normalised is None else (normalised.affine, normalised.eps)
         x = quantise(q, k, v, tiles, True, backward, torch.float32, *applied)
-        result = Result(*forward(x, tiles, q, factor * math.log2(math.e), False))
-        prepared = prepare(dout, x, result, tiles, backward)
-        dq, dk, dv, daffine = gradients(prepared, x, result, tiles, factor, backward, False, normalised)
+        table = load_table()
+        how = table.of(FORWARD, size, backward, False)
+        result = Result(*forward(x, tiles, q, factor * math.log2(math.e), how))
+        given = Inputs(prepare(dout, x, result, tiles, backward), x, result, tiles, factor, backward, normalised)
+        dq, dk, dv, daffine = gradients(given, table, False)
         return [result.out, dq, dk, dv, *([] if norm is None else daffine.chunk(2))]
 
     true = true_gradients(q, k, v, dout, lengths, norm)
@@ -257,13 +260,13 @@ def test_the_operator_is_registered_soundly(backward: str, packed: bool, normed:
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     leaves = [x.requires_grad_(backward != "none") for x in (q, k, v, *((norms(64).affine(),) if normed else ()))]
     affine = leaves[3] if normed else None
-    arguments = (*leaves[:3], affine, 1e-5, lengths, starts, 20, 0.1, True, backward, False)
+    arguments = (*leaves[:3], affine, 1e-5, lengths, starts, 20, 0.1, True, backward, False, "")
     # The check under AOT dispatch sums outputs, and that of the schema alters inputs: FP8 has no operation for either.
     torch.library.opcheck(operator._forward, arguments, test_utils=("test_autograd_registration", "test_faketensor"))
     if backward != "none":
         saved = [x.detach() for x in operator._forward(*arguments)]
         raw = (q.detach(), k.detach(), leaves[3].detach()) if normed else (None, None, None)
-        rest = (*raw, 1e-5, lengths, starts, 20, 0.1, backward, False)
+        rest = (*raw, 1e-5, lengths, starts, 20, 0.1, backward, False, "")
         torch.library.opcheck(operator._backward, (saved[0], saved, *rest), test_utils="test_faketensor")
 
 

@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from gptface_dist.errors import UserError
 from gptface_dist.kernels.attention import curves
-from gptface_dist.kernels.attention.benchmark import Shape, Speed, compare, crossover
+from gptface_dist.kernels.attention.benchmark import Comparison, Speed, Untimed, compare, crossover
 from gptface_dist.kernels.attention.options import BACKWARDS
+from gptface_dist.kernels.attention.shapes import Shape
 from gptface_dist.kernels.loss import benchmark as loss
 from gptface_dist.tools.main import app
 
@@ -27,13 +28,18 @@ def test_every_way_is_called_and_right(qk_norm: bool) -> None:
         calls += 1
         return 2.0
 
-    found = list(compare(Shape(40, 64, 1, 1), timer, torch.device("cpu"), specialize=False, qk_norm=qk_norm))
+    found = list(compare(Shape(40, 64, 1, 1), timer, torch.device("cpu"), Comparison(qk_norm=qk_norm)))
     speeds = {one.way: one for one in found if isinstance(one, Speed)}
     tails = ("", ", quantised before", *([", QK-norm apart"] if qk_norm else []))
     ways = {f"fp8, backward {backward}{tail}" for backward in BACKWARDS for tail in tails}
     assert set(speeds) == {"sdpa flash", *ways}
-    assert [one.split(":")[0] for one in found if isinstance(one, str)] == ["sdpa cudnn", "cudnn fp8"]
-    assert calls == 2 * len(speeds)
+    assert [one.way for one in found if isinstance(one, Untimed)] == ["sdpa cudnn", "cudnn fp8, quantised before"]
+    alone = [speed for speed in speeds.values() if speed.parts is not None]
+    assert len(alone) == len(BACKWARDS)
+    assert calls == 2 * (len(speeds) - len(alone)) + 5 * len(alone)
+    for speed in alone:
+        assert speed.parts == dict.fromkeys(("quantise", "prepare", "forward", "dk_dv", "dq"), 2.0)
+        assert (speed.forward, speed.backward) == (2.0, 6.0)
     assert (speeds["sdpa flash"].out_error or 1) < 0.005
     for backward in BACKWARDS:
         for tail in tails[::2]:
@@ -42,9 +48,31 @@ def test_every_way_is_called_and_right(qk_norm: bool) -> None:
             assert 0.01 < (speed.gradient_error or 0) < 0.1
 
 
+@pytest.mark.parametrize(("kind", "untimed"), [("padded", ["sdpa cudnn", "sdpa efficient"]), ("packed", ["varlen flash"])])
+def test_batches_of_other_kinds_are_attended_to_rightly(kind: str, untimed: list[str]) -> None:
+    """The first sequence is half as long as the longest; a CPU has PyTorch's attention for whole batches only."""
+    shape = Shape(40, 64, 2, 1, kind)
+    assert shape.lengths() == [30, 40]
+
+    def timer(call: object) -> float:
+        assert callable(call)
+        call()
+        return 1.0
+
+    found = list(compare(shape, timer, torch.device("cpu"), Comparison()))
+    assert [one.way for one in found if isinstance(one, Untimed)] == untimed
+    errors = {one.way: (one.out_error, one.gradient_error) for one in found if isinstance(one, Speed)}
+    for backward in BACKWARDS:
+        out, gradients = errors[f"fp8, backward {backward}"]
+        assert 0.01 < (out or 0) < 0.07
+        assert 0.01 < (gradients or 0) < 0.1
+
+
 def test_rates_are_of_the_usual_counts() -> None:
     """4 N^2 D and 10 N^2 D a head: by hand, for 2 sequences of 1000 tokens and 5 heads of 100."""
     shape = Shape(1000, 100, 2, 5)
+    padded = Shape(1000, 100, 2, 5, "padded")
+    assert padded.teraflops(1.0, 2) == pytest.approx(4 * (750**2 + 1000**2) * 100 * 5 / 1e-3 / 1e12)
     assert shape.teraflops(1.0, 2) == pytest.approx(4 * 1000**2 * 100 * 10 / 1e-3 / 1e12)
     assert shape.teraflops(2.0, 5) == pytest.approx(10 * 1000**2 * 100 * 10 / 2e-3 / 1e12)
 
@@ -52,7 +80,7 @@ def test_rates_are_of_the_usual_counts() -> None:
 def speeds(*times: tuple[int, float, float]) -> list[Speed]:
     """(tokens, milliseconds of PyTorch, of FP8)."""
     return [
-        Speed(way, Shape(tokens, 64, 1, 1), time / 3, 2 * time / 3, None, None)
+        Speed(way, Shape(tokens, 64, 1, 1), time / 3, 2 * time / 3)
         for tokens, plain, eight in times
         for way, time in (("sdpa flash", plain), ("sdpa cudnn", plain + 1), ("fp8, backward mixed", eight))
     ]

@@ -30,14 +30,27 @@ def test_kernels_compile_for_hopper(which: str, tmp_path: Path) -> None:
 def test_the_gate_finds_faults() -> None:
     code = (
         "from gptface_dist.kernels.attention.gate import Case, Code\n"
-        "case = Case('', None, {}, {}, {}, 2, 0)\n"
+        "case = Case('', None, {}, {}, {}, 2, 0, in_flight=True)\n"
         "good = dict(QGMMA=2, HGMMA=0, HMMA=0, LDL=0, STL=0)\n"
-        "print(len(Code(255, 1000, good).faults(case)))\n"
+        "print(len(Code(255, 1000, good, 2, 9).faults(case)))\n"
         "for change in (dict(QGMMA=1), dict(HGMMA=1), dict(HMMA=1), dict(LDL=1), dict(STL=3)):\n"
-        "    print(len(Code(255, 1000, good | change).faults(case)))\n"
-        "print(len(Code(256, 1000, good).faults(case)), len(Code(9, 228 * 1024, good).faults(case)))\n"
+        "    print(len(Code(255, 1000, good | change, 2, 9).faults(case)))\n"
+        "print(len(Code(256, 1000, good, 2, 9).faults(case)), len(Code(9, 228 * 1024, good, 2, 9).faults(case)))\n"
+        "print(len(Code(9, 1000, good, 1, 9).faults(case)))\n"
     )
-    assert python("-c", code).stdout.split() == ["0", "1", "1", "1", "1", "1", "1", "1"]
+    assert python("-c", code).stdout.split() == ["0", "1", "1", "1", "1", "1", "1", "1", "1"]
+
+
+def test_what_runs_beside_products_is_counted() -> None:
+    """Two products, three exponentials, a wait; a product and its wait; an exponential beside nothing."""
+    code = (
+        "from gptface_dist.kernels.attention.gate import _in_flight\n"
+        "lines = ['QGMMA.64x128x32.F32', 'QGMMA.64x128x32', '@!P0 MUFU.EX2 R1', 'MUFU.EX2 R2', 'MUFU.RCP R7', 'MUFU.EX2 R3',\n"
+        "         'WARPGROUP.DEPBAR.LE gsb0, 0x0', 'HGMMA.64x64x16', 'WARPGROUP.DEPBAR.LE gsb0, 0x0', 'MUFU.EX2 R4']\n"
+        "print(_in_flight('\\n'.join(lines)))\n"
+    )
+    found = python("-c", code)
+    assert found.stdout.strip() == "(2, 3)", found.stderr
 
 
 def test_the_gate_refuses_to_interpret() -> None:
