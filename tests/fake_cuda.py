@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
 
+from gptface_dist import host
+
 DEVICE = torch.device("cuda", 0)
 
 OURS = ("gptface_dist/", "kernels/loss/", "kernels/attention/")
@@ -171,12 +173,15 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         mode.waits.append("torch.cuda.synchronize")
 
     answers = {
-        "is_available": True, "device_count": 1, "current_device": 0, "_lazy_init": None, "set_device": None,
+        "is_available": True, "device_count": 1, "_lazy_init": None, "set_device": None,
         "get_device_capability": (9, 0), "get_device_name": "a fake GPU", "max_memory_allocated": 0,
     }  # fmt: skip
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    # Not its number: as a device, PyTorch takes a number for one of the accelerator's, and there is none.
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: DEVICE)
+    monkeypatch.setattr(host, "device", lambda: DEVICE)
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     make = torch.tensor
 
