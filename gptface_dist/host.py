@@ -31,7 +31,9 @@ def set_device(local_rank: int) -> torch.device:
         return torch.device("cpu")
     gpus = torch.cuda.device_count()
     if gpus > 1 and local_rank >= gpus:
-        raise UserError(f"local rank {local_rank} has no GPU: {gpus} are visible; start at most {gpus} processes on this machine")
+        raise UserError(
+            f"local rank {local_rank} has no GPU: {gpus} are visible; start at most {gpus} processes on this machine"
+        )
     chosen = torch.device("cuda", local_rank if gpus > 1 else 0)
     torch.cuda.set_device(chosen)
     return chosen
@@ -61,7 +63,7 @@ def check_gpus(processes: int) -> None:
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A CPU tensor on the device. On CUDA it is copied from pinned memory, and neither this process nor the GPU is waited for."""
+    """A CPU tensor on the device; CUDA copies it from pinned memory, and this process does not wait for that."""
     if torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,5 +1,6 @@
 """Which GPU a process takes, and when it is refused; no GPU is needed."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 import torch.distributed as dist
 
 from gptface_dist import host
+from gptface_dist.checkpoint.background import Background
+from gptface_dist.checkpoint.together import Ranks
 from gptface_dist.engine import benchmark, parity
 from gptface_dist.engine.parity import Case
 from gptface_dist.engine.workload import Workload
@@ -85,9 +88,7 @@ def test_image_tokenizers_take_their_gpu_the_same_way(monkeypatch: pytest.Monkey
     assert gpus.current == 1
 
 
-def test_more_processes_than_gpus_are_refused_before_any_starts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object
-) -> None:
+def test_more_processes_than_gpus_are_refused_before_any_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     Gpus(monkeypatch, ["GPU-a"])
     small = ModelOptions(layers=2, hidden=16, heads=2, ffn=24, text_positions=16, rows=4, columns=4)
     for module in (parity, benchmark):
@@ -96,3 +97,17 @@ def test_more_processes_than_gpus_are_refused_before_any_starts(
         parity.prove([Case(Layout(dp=2))], tmp_path / "found.jsonl")  # type: ignore[operator]
     with pytest.raises(UserError, match="2 processes need as many GPUs, there are 1"):
         benchmark.compare(Workload(small, text_length=8, grid=4), 2, 1, 1, lambda _: None)
+
+
+def test_the_thread_that_saves_has_its_ranks_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's current device is one of each thread."""
+    gpus = Gpus(monkeypatch, ["GPU-a", "GPU-b"])
+    host.set_device(1)
+    threads: list[tuple[str, int | None]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: threads.append((threading.current_thread().name, device.index))
+    )
+    background = Background(Ranks())
+    background.begin(lambda: threads.append(("work", gpus.current)))
+    background.wait()
+    assert threads == [("checkpoint", 1), ("work", 1)]

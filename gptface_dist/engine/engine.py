@@ -180,7 +180,7 @@ class Engine:
         return sums
 
     def loss(self, sums: Tensor) -> float:
-        """Weighted sum of the mean losses in ``sums`` [3, 3] of host memory; one that nothing was supervised for counts as 0."""
+        """Weighted sum of the mean losses in ``sums`` [3, 3], on the host; one that nothing was supervised for counts as 0."""
         return float((self._weights * sums[:, 0] / sums[:, 2].clamp(min=1)).sum())
 
     def _add_tied(self) -> None:
@@ -224,10 +224,11 @@ class Engine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
 
+
 def _read(sums: Tensor, norm: Tensor | float, counts: Tensor) -> tuple[Tensor, float, int, int]:
     """Sums, norm, tokens and pairs in host memory, by one transfer: each would wait for the device."""
     # DeepSpeed may have the norm on the host.
     last = norm.double().reshape(1) if isinstance(norm, Tensor) else sums.new_full((1,), norm)
     numbers = torch.cat([sums.flatten(), last, counts[3:].double()]).cpu()
-    norm, tokens, pairs = numbers[9:].tolist()
-    return numbers[:9].view(3, 3), norm, int(tokens), int(pairs)
+    whole_norm, tokens, pairs = numbers[9:].tolist()
+    return numbers[:9].view(3, 3), whole_norm, int(tokens), int(pairs)

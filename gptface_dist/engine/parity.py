@@ -1,7 +1,7 @@
 """The proof: losses, every gradient and the norm of a layout against the plain model in one process.
 
-The same made-up batches go through both; the plain model always computes on the CPU, in float32. Relative error of a gradient is
-``|g - w| / max(|w|, floor |all gradients|)`` in the 2-norm: parameters whose true gradient vanishes (a bias before a softmax
+The same made-up batches go through both; the plain model always computes on the CPU, in float32. Relative error of a gradient
+is ``|g - w| / max(|w|, floor |all gradients|)`` in the 2-norm: parameters whose true gradient vanishes (a bias before a softmax
 that ignores it) are measured against the whole.
 """
 

@@ -23,8 +23,8 @@ HOPPER_BACKENDS = (
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 )
-"""What computes PyTorch's attention on a Hopper GPU: the first that can. PyTorch itself would ask FlashAttention first, which was
-measured elsewhere to be slower there (huggingface/transformers#48163) and takes no mask."""
+"""What computes PyTorch's attention on a Hopper GPU: the first that can. PyTorch itself would ask FlashAttention first, which
+takes no mask and, as others measured it, is slower there (huggingface/transformers#48163)."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def lengths(q: Tensor, seen: Tensor | None) -> Tensor:
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
     """PyTorch's attention of [B, L, N, D] tensors, as training calls it; ``seen`` as in :func:`attend`. [B, L, N, D]."""
-    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     with sdpa_priority(q):
-        attended: Tensor = F.scaled_dot_product_attention(*heads_first, attn_mask=seen)  # type: ignore[misc]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     return attended.transpose(1, 2)
 
 

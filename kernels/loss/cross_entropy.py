@@ -50,8 +50,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_features = torch.empty_like(features)
             # Sums over chunks in float32, whatever the weights' precision.
             d_weight, d_bias = (torch.zeros_like(x, dtype=torch.float32) for x in (weight, bias))
-        # Of rows whose target another rank has, column 0 stands in. Indices of the right ones would be shorter, but on a GPU the
-        # host would wait to know how many there are.
+        # Where another rank has a row's target, column 0 stands in. Indices of the other rows would be fewer, but the host
+        # would wait for a GPU to count them.
         columns = len(weight)
         mine = ((targets >= 0) & (targets < columns)).unsqueeze(1)
         places = torch.where(mine, targets.unsqueeze(1), 0)
