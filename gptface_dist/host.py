@@ -13,10 +13,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptface_dist.errors import UserError
+
 
 def device() -> torch.device:
     """Where this process computes."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def set_device(local_rank: int) -> torch.device:
+    """Make a GPU this process's own: the one numbered ``local_rank``, or the only one that the process sees, as under
+    ``srun --gpus-per-task=1``. Without CUDA, the CPU. Call it before anything else that uses CUDA.
+
+    :class:`UserError` where several GPUs are visible and none has the number.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and local_rank >= gpus:
+        raise UserError(
+            f"local rank {local_rank} has no GPU: {gpus} are visible; start at most {gpus} processes on this machine"
+        )
+    chosen = torch.device("cuda", local_rank if gpus > 1 else 0)
+    torch.cuda.set_device(chosen)
+    return chosen
+
+
+def refuse_shared_gpu(store: Any, rank: int) -> None:
+    """:class:`UserError` where another rank that meets in ``store`` (``torch.distributed``'s) has this process's GPU.
+
+    Of the ranks that share a GPU, all but the first to call it raise. NCCL would find out in the first collective, and say
+    it in many lines.
+    """
+    if not torch.cuda.is_available():
+        return
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    owner = store.compare_set(f"gpu/{gpu.uuid}", "", str(rank)).decode()
+    if owner != str(rank):
+        raise UserError(
+            f"ranks {owner} and {rank} have the same GPU ({gpu.name}, {gpu.uuid}): start one process for each GPU, "
+            "or let each see a GPU of its own"
+        )
+
+
+def check_gpus(processes: int) -> None:
+    """:class:`UserError` where this machine has GPUs, but fewer than ``processes``."""
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        raise UserError(f"{processes} processes need as many GPUs, there are {torch.cuda.device_count()}")
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A CPU tensor on the device; CUDA copies it from pinned memory, and this process does not wait for that."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def backend() -> str:

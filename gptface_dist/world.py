@@ -1,11 +1,18 @@
-"""The end of the processes' time together."""
+"""The processes' time together: waiting for each other, and its end."""
 
 import time
 
+import torch
 import torch.distributed as dist
 
 SETTLE_S = 0.2
 """A thread that is ready to run does so well within this time, on a busy machine too."""
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    # Without a device NCCL guesses one by the rank's number.
+    dist.barrier(device_ids=[torch.cuda.current_device()] if torch.cuda.is_available() else None)
 
 
 def leave() -> None:

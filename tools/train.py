@@ -29,10 +29,12 @@ def train(
             raise SystemExit(2) from None
         raise
     if place.world == 1 and options.layout.world > 1:
+        from gptface_dist import host
         from gptface_dist.launch import local
         from gptface_dist.training import checks
 
         checks.check(options, options.layout.world)
+        host.check_gpus(options.layout.world)
         raise typer.Exit(local.run(["train", str(config), *(overrides or [])], options.layout.world))
     with watched(place, options.run.timeout_s) as watch:
         from gptface_dist import host

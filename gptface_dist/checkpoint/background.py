@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
+from gptface_dist import host
 from gptface_dist.checkpoint.pieces import Piece, Pieces
 from gptface_dist.checkpoint.together import Ranks
 
@@ -47,9 +48,13 @@ class Background:
         """Work in the background. What was begun before must have been waited for."""
         assert self._outcome is None
         self._outcome = outcome = _Outcome()
+        device = host.device()
 
         def run() -> None:
             try:
+                if device.type == "cuda":
+                    # A thread begins with the first GPU, which is another rank's.
+                    torch.cuda.set_device(device)
                 work()
             except Exception as error:
                 outcome.error = error

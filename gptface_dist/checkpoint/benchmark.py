@@ -36,6 +36,7 @@ from gptface_dist.model.options import ModelOptions
 from gptface_dist.place import Place
 from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
+from gptface_dist.world import barrier
 
 OURS, BACKGROUND, THEIRS, FLUSHED = "gptface_dist", "gptface_dist, background", "DeepSpeed", "DeepSpeed, then fsync"
 TAG = "step"
@@ -84,6 +85,7 @@ def compare(task: Task, path: Path, rounds: int, progress: Progress) -> list[Mea
     if task.layout.zero == 0:
         raise UserError("DeepSpeed shards nothing at zero=0: compare at zero 1, 2 or 3")
     task.layout.check(task.layout.world, task.model, 1)
+    host.check_gpus(task.layout.world)
     queue: Any = multiprocessing.get_context("spawn").SimpleQueue()
     measured: dict[tuple[str, str], Measured] = {}
 
@@ -165,7 +167,7 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
 
         def flush() -> None:
             save_theirs()
-            dist.barrier()
+            barrier()
             for file in sorted(theirs.rglob("*"))[rank::world]:
                 if file.is_file():
                     folder.sync(file)
@@ -184,7 +186,7 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
                     shutil.rmtree(files, ignore_errors=True)
                     # The disk has nothing else to do when the clock starts.
                     os.sync()
-                dist.barrier()
+                barrier()
                 seconds, memory = _measure(act)
                 background.wait()
                 # Everything else is the same on all ranks.

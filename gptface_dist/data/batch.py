@@ -5,12 +5,13 @@ A sequence is ``[CLS] text [SEP] image [SEP]``. All random choices of a sample c
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 
+from gptface_dist import host
 from gptface_dist.data import masking
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.order import random
@@ -74,16 +75,23 @@ class Batch(Generic[Array]):
     """int64 [B]: tokens of each sequence before padding."""
     matched: Array
     """int64 [B]: 1 where image and text belong together, 0 where the image was swapped."""
+    masked_text: Array
+    """int64 [M, 2]: (row, column) of each label that is a text id, row by row. The labels say the same, but a GPU that
+    looks for them makes the host wait for how many there are."""
+    masked_image: Array
+    """int64 [M, 2]: likewise of image ids."""
+    padded: bool
+    """Whether some sequence is shorter than L; for the host, as the lengths of ``masked_text`` and ``masked_image`` are."""
     text_origins: list[Origin]
     """Where each text comes from."""
     image_origins: list[Origin]
     """Where each image comes from."""
 
     def tensors(self, device: torch.device | str = "cpu") -> "Batch[torch.Tensor]":
-        """The same batch as tensors on a device."""
+        """The same batch as tensors on a device; on a GPU, the copies may still be under way."""
 
         def move(array: Array) -> torch.Tensor:
-            return torch.as_tensor(array).to(device, non_blocking=True)
+            return host.to_device(torch.as_tensor(array), device)
 
         return Batch(
             tokens=move(self.tokens),
@@ -92,6 +100,9 @@ class Batch(Generic[Array]):
             positions=move(self.positions),
             lengths=move(self.lengths),
             matched=move(self.matched),
+            masked_text=move(self.masked_text),
+            masked_image=move(self.masked_image),
+            padded=self.padded,
             text_origins=self.text_origins,
             image_origins=self.image_origins,
         )
@@ -216,12 +227,19 @@ class BatchBuilder:
             positions=np.zeros((*shape, 2), dtype=np.int64),
             lengths=lengths,
             matched=np.array([text is image for text, image in zip(texts, images, strict=True)], dtype=np.int64),
+            masked_text=np.empty((0, 2), dtype=np.int64),
+            masked_image=np.empty((0, 2), dtype=np.int64),
+            padded=bool(lengths.min() < shape[1]),
             text_origins=[sample.origin for sample in texts],
             image_origins=[sample.origin for sample in images],
         )
         for row, drawn in enumerate(draws):
             self._fill(batch, row, images[row], drawn)
-        return batch
+        return replace(
+            batch,
+            masked_text=np.argwhere(within(batch.labels, self._vocabulary.text_range)),
+            masked_image=np.argwhere(within(batch.labels, self._vocabulary.image_range)),
+        )
 
     def _fill(self, batch: Batch[np.ndarray], row: int, image: Delivered[TokenSample], drawn: _Draws) -> None:
         """Write one sequence into its row."""
@@ -254,6 +272,11 @@ class BatchBuilder:
         batch.positions[row, : first_sep + 1, 0] = np.arange(first_sep + 1)
         batch.positions[row, image_at] = self._image_positions
         batch.positions[row, last_sep, 0] = first_sep + 1
+
+
+def within(labels: Array, ids: range) -> Array:
+    """Bool, of the labels' shape: where a label is one of ``ids``."""
+    return (labels >= ids.start) & (labels < ids.stop)
 
 
 def _texts(captions: np.ndarray) -> set[bytes]:

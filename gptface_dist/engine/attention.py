@@ -16,6 +16,7 @@ from gptface_dist.kernels.attention import health
 from gptface_dist.kernels.attention.health import Health
 from gptface_dist.kernels.attention.norm import QkNorm
 from gptface_dist.kernels.attention.options import Fp8Options
+from gptface_dist.model.attention import lengths
 from gptface_dist.model.stage_layer import CoreAttention, StageLayer
 
 
@@ -44,7 +45,7 @@ class Given:
     v: Tensor
     """[B, L, N, D]."""
     lengths: Tensor
-    """Int64 [B]: tokens that are no padding."""
+    """Int [B]: tokens that are no padding."""
     dout: Tensor | None = None
     """[B, L, N, D]: the output's gradient, once the backward pass was there."""
 
@@ -81,10 +82,11 @@ class AttentionProbe:
             return  # A later micro-batch, or the same one computed again.
         query, key, value, seen = inputs
         q, k, v = (x[:, : self._sequences].detach().transpose(0, 1).clone() for x in (query, key, value))
+        seen = None if seen is None else seen[: self._sequences]
         if layer in self._norms:
             of_q, of_k = self._norms.pop(layer)
             q, k = QkNorm(of_q, of_k, eps)(q, k)
-        self._given[layer] = given = Given(q, k, v, seen[: self._sequences].flatten(1).sum(1))
+        self._given[layer] = given = Given(q, k, v, lengths(q, seen))
 
         def keep_gradient(gradient: Tensor) -> None:
             given.dout = gradient[:, : self._sequences].transpose(0, 1).reshape(q.shape).clone()

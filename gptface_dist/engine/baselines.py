@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gptface_dist import host
-from gptface_dist.data.batch import Batch
+from gptface_dist.data.batch import Batch, within
 from gptface_dist.engine.options import OptimizerOptions
 from gptface_dist.engine.workload import Workload
 from gptface_dist.model.names import initialise, parameters
@@ -41,14 +41,14 @@ class DataParallel:
         initialise(model, work.seed)
         model.to(host.device())
         self._adam, self._clip = _adam(work, model.named_parameters(), optimizer), optimizer.clip
-        self._vocabulary, self._world = work.vocabulary, dist.get_world_size()
+        self._world = dist.get_world_size()
         losses = _Losses(model, work.engine.torch_dtype)
         self._model = DistributedDataParallel(losses) if self._world > 1 else losses
 
     def step(self, batches: list[Batch[Tensor]]) -> float:
         """One optimizer step on this rank's micro-batches; the loss of the global batch."""
         # DistributedDataParallel averages gradients; these are parts of a sum.
-        scale = _scale(batches, self._vocabulary, dist.group.WORLD) * self._world
+        scale = _scale(batches, dist.group.WORLD) * self._world
         total = torch.zeros((), device=scale.device)
         for number, batch in enumerate(batches):
             with contextlib.ExitStack() as stack:
@@ -73,7 +73,6 @@ class Pipeline:
 
     def __init__(self, work: Workload, optimizer: OptimizerOptions, stages: int):
         deepspeed.init_distributed(host.backend(), verbose=False)
-        self._vocabulary = work.vocabulary
         specs, prefixes = _specs(work.model, work.vocabulary)
         module = PipelineModule(specs, num_stages=stages, loss_fn=_weighted, partition_method="type:^transformerlayer$")
         named = {_global_name(name, prefixes): parameter for name, parameter in module.named_parameters()}
@@ -102,25 +101,19 @@ class Pipeline:
     def step(self, batches: list[Batch[Tensor]]) -> float:
         """One optimizer step on this rank's micro-batches; the loss of the global batch."""
         # The engine takes means over micro-batches and replicas; these are parts of a sum.
-        scale = _scale(batches, self._vocabulary, self._group) * (len(batches) * self._replicas)
+        scale = _scale(batches, self._group) * (len(batches) * self._replicas)
         pairs = [((b.tokens, b.segments, b.positions, b.lengths, b.labels, b.matched), scale) for b in batches]
         return float(self._engine.train_batch(iter(pairs)))
 
 
-def _scale(batches: list[Batch[Tensor]], vocabulary: Vocabulary, group: Any) -> Tensor:
+def _scale(batches: list[Batch[Tensor]], group: Any) -> Tensor:
     """Float32 [3]: one over the numbers of masked text tokens, masked image tokens and pairs, over all micro-batches and
     the ranks of ``group``.
     """
-    counts = torch.zeros(3, dtype=torch.long, device=batches[0].labels.device)
-    for batch in batches:
-        text, image = (_masked(batch.labels, ids).sum() for ids in (vocabulary.text_range, vocabulary.image_range))
-        counts += torch.stack([text, image, torch.tensor(len(batch.matched), device=counts.device)])
+    known = [[len(batch.masked_text), len(batch.masked_image), len(batch.matched)] for batch in batches]
+    counts = host.to_device(torch.tensor(known).sum(0), batches[0].labels.device)
     dist.all_reduce(counts, group=group)
     return 1 / counts.clamp(min=1)
-
-
-def _masked(labels: Tensor, ids: range) -> Tensor:
-    return (labels >= ids.start) & (labels < ids.stop)
 
 
 def _adam(work: Workload, named: Iterable[tuple[str, nn.Parameter]], options: OptimizerOptions) -> torch.optim.AdamW:
@@ -147,8 +140,17 @@ class _Losses(nn.Module):
     def forward(self, batch: Batch[Tensor]) -> Tensor:
         with torch.autocast(batch.tokens.device.type, self.dtype, enabled=self.dtype != torch.float32):
             x = self.model(batch.tokens, batch.segments, batch.positions, batch.lengths)
-            found = self.model.losses(x, batch.labels, batch.matched)
-        return torch.stack([found.text.loss, found.image.loss, found.match.loss])
+            ids = self.model.vocabulary
+            # As the engine does, so that neither waits for a GPU to count.
+            found = [
+                sums(self.model.token_logits(x[chosen], kind), batch.labels[chosen] - kind.start)
+                for kind, chosen in (
+                    (ids.text_range, batch.masked_text.unbind(1)),
+                    (ids.image_range, batch.masked_image.unbind(1)),
+                )
+            ]
+            found.append(sums(self.model.match_logits(x), batch.matched))
+        return torch.stack([one.loss for one in found])
 
 
 # The plain model's parts as pipeline layers: each takes what the one before gives. Hidden states travel with what later layers
@@ -198,7 +200,7 @@ class Heads(nn.Module):
         labels, matched = needed[:, :-2], needed[:, -2]
         losses = []
         for ids in (self.vocabulary.text_range, self.vocabulary.image_range):
-            chosen = _masked(labels, ids)
+            chosen = within(labels, ids)
             losses.append(sums(self.token_head(x_BLH[chosen], words, ids), labels[chosen] - ids.start).loss)
         return torch.stack([*losses, sums(self.match_head(x_BLH[:, 0]), matched).loss])
 

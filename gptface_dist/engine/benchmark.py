@@ -18,7 +18,6 @@ from importlib import metadata
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
@@ -30,6 +29,7 @@ from gptface_dist.engine.workload import Workload
 from gptface_dist.errors import UserError
 from gptface_dist.layout import Layout
 from gptface_dist.place import Place
+from gptface_dist.world import barrier
 
 OURS, PIPELINE, PYTORCH = "gptface_dist", "DeepSpeed PipelineModule", "PyTorch DDP"
 WARM_UP = 2
@@ -146,8 +146,7 @@ def compare(work: Workload, processes: int, rounds: int, steps: int, progress: C
                 f"{work.model.layers} layers cannot be divided evenly among {way.layout.pp} stages, and systems differ in how "
                 "they divide unevenly: compare them on a model with more or fewer"
             )
-    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
-        raise UserError(f"{processes} processes need as many GPUs, there are {torch.cuda.device_count()}")
+    host.check_gpus(processes)
     messages = multiprocessing.get_context("spawn").SimpleQueue()
     losses: dict[str, list[float]] = {}
     seconds: dict[Way, list[float]] = {way: [] for way in plan}
@@ -246,11 +245,11 @@ def _built(way: Way, work: Workload) -> Iterator[Step]:
 
 def _seconds(step: Step, batches: list[list[Batch[Tensor]]]) -> float:
     """Seconds a step, from when all ranks are ready until all are done."""
-    dist.barrier()
+    barrier()
     began = time.perf_counter()
     for micro in batches:
         step(micro)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    dist.barrier()
+    barrier()
     return (time.perf_counter() - began) / len(batches)

@@ -24,13 +24,12 @@ from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.stage import Stage, global_name
 from gptface_dist.model.stage_layer import megatron_config
 from gptface_dist.model.stage_words import TiedGradient
-from gptface_dist.sequence import IGNORE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step found; the same on every rank but for ``gathered_bytes``."""
+    """What one optimizer step found, in host memory; the same on every rank but for ``gathered_bytes``."""
 
     sums: Tensor
     """Float64 [3, 3] over the global batch: (summed loss, correct, count) of text, image and match."""
@@ -40,6 +39,10 @@ class StepResult:
     """Norm of the whole gradient before clipping."""
     gathered_bytes: int
     """Bytes of weights that ZeRO-3 gathered on this rank, by its dtype, padding and this rank's own part included; else 0."""
+    tokens: int
+    """Tokens of the global batch, without padding."""
+    pairs: int
+    """Sum over its sequences of the squared number of their tokens: what attention compares."""
 
 
 class Engine:
@@ -60,13 +63,15 @@ class Engine:
     ):
         bridges.check_version()
         host.without_cuda()
-        self.layout, self._weights, self.clip = layout, weights, optimizer.clip
+        self.layout, self.clip = layout, optimizer.clip
         self._seed = seed
         self.steps = 0
         """Optimizer steps done, of which dropout is a function: a run that resumes sets it."""
         self.before_update: Callable[[], None] | None = None
         """Called when a step's gradients are complete, before they are clipped and used."""
         self.device = host.device()
+        self._weights = torch.tensor([weights.text, weights.image, weights.match], dtype=torch.float64)
+        self._device_weights = host.to_device(self._weights.float(), self.device)
         self.table: dict[str, Parameter] = {p.name: p for p in parameters(options, vocabulary)}
         self._config = megatron_config(options, layout, engine)
         rank = groups.get_pipeline_model_parallel_rank()
@@ -134,17 +139,23 @@ class Engine:
             return Replicated(chunks, adam, optimizer.clip)
         return zero.shard(chunks, adam, self.layout, optimizer.clip, engine.torch_dtype)
 
-    def _scale(self, batches: list[Batch[Tensor]]) -> Tensor:
-        """Factors float32 [3] that turn this rank's summed losses into its part of the global mean losses."""
-        counts = torch.zeros(3, dtype=torch.long, device=self.device)
-        for batch in batches:
-            text = batch.labels < self.stages[0].vocabulary.image_offset
-            predicted = batch.labels != IGNORE
-            pairs = torch.tensor(len(batch.matched), device=self.device)
-            counts += torch.stack([(predicted & text).sum(), (predicted & ~text).sum(), pairs])
+    def _counts(self, batches: list[Batch[Tensor]]) -> Tensor:
+        """Int64 [5] of the global batch: masked text tokens, masked image tokens, sequences, tokens, and pairs of tokens."""
+        known = [[len(batch.masked_text), len(batch.masked_image), len(batch.matched)] for batch in batches]
+        lengths = torch.cat([batch.lengths for batch in batches])
+        counts = torch.cat(
+            [
+                host.to_device(torch.tensor(known).sum(0), self.device),
+                torch.stack([lengths.sum(), lengths.square().sum()]),
+            ]
+        )
         dist.all_reduce(counts, group=groups.get_data_parallel_group())
+        return counts
+
+    def _scale(self, counts: Tensor) -> Tensor:
+        """Factors float32 [3] that turn this rank's summed losses into its part of the global mean losses."""
         # The engine averages gradients over data-parallel ranks; these are parts of a sum.
-        return self._factors(torch.float32) / counts.clamp(min=1) * self.layout.dp
+        return self._device_weights / counts[:3].clamp(min=1) * self.layout.dp
 
     def _run(self, batches: list[Batch[Tensor]], scale: Tensor, forward_only: bool) -> Tensor:
         self.engine.train(not forward_only)
@@ -169,8 +180,8 @@ class Engine:
         return sums
 
     def loss(self, sums: Tensor) -> float:
-        """Weighted sum of the mean losses in ``sums`` [3, 3]; a loss that nothing was supervised for counts as 0."""
-        return float((self._factors(torch.float64) * sums[:, 0] / sums[:, 2].clamp(min=1)).sum())
+        """Weighted sum of the mean losses in ``sums`` [3, 3], on the host; one that nothing was supervised for counts as 0."""
+        return float((self._weights * sums[:, 0] / sums[:, 2].clamp(min=1)).sum())
 
     def _add_tied(self) -> None:
         """Add the parts of the word embeddings' gradient and hand the sum to the engine."""
@@ -182,9 +193,10 @@ class Engine:
             tied.sum.zero_()
 
     def step(self, batches: list[Batch[Tensor]]) -> StepResult:
-        """One optimizer step on this rank's micro-batches."""
+        """One optimizer step on this rank's micro-batches. Without ZeRO, the host waits for the device once, at its end."""
         before = self._gathers.bytes if self._gathers else 0
-        sums = self._run(batches, self._scale(batches), forward_only=False)
+        counts = self._counts(batches)
+        sums = self._run(batches, self._scale(counts), forward_only=False)
         self._add_tied()
         if self.before_update is not None:
             self.before_update()
@@ -192,7 +204,8 @@ class Engine:
         bridges.forget_gradients(self.engine)
         self.steps += 1
         gathered = self._gathers.bytes - before if self._gathers else 0
-        return StepResult(sums, self.loss(sums), float(self.engine.get_global_grad_norm()), gathered)
+        sums, norm, tokens, pairs = _read(sums, self.engine.get_global_grad_norm(), counts)
+        return StepResult(sums, self.loss(sums), norm, gathered, tokens, pairs)
 
     def evaluate(self, batches: list[Batch[Tensor]]) -> Tensor:
         """Sums float64 [3, 3] over all data-parallel ranks' micro-batches, without dropout; nothing is learned."""
@@ -211,5 +224,11 @@ class Engine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
 
-    def _factors(self, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([self._weights.text, self._weights.image, self._weights.match], dtype=dtype, device=self.device)
+
+def _read(sums: Tensor, norm: Tensor | float, counts: Tensor) -> tuple[Tensor, float, int, int]:
+    """Sums, norm, tokens and pairs in host memory, by one transfer: each would wait for the device."""
+    # DeepSpeed may have the norm on the host.
+    last = norm.double().reshape(1) if isinstance(norm, Tensor) else sums.new_full((1,), norm)
+    numbers = torch.cat([sums.flatten(), last, counts[3:].double()]).cpu()
+    whole_norm, tokens, pairs = numbers[9:].tolist()
+    return numbers[:9].view(3, 3), whole_norm, int(tokens), int(pairs)

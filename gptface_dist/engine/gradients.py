@@ -43,7 +43,7 @@ class GradientReader:
         return max(1.0, norm / self._engine.clip) if self._engine.clip > 0 else 1.0
 
     def _read_replicated(self, *_: Any) -> None:
-        unclip = self._unclip(self._engine.engine.get_global_grad_norm())
+        unclip = self._unclip(float(self._engine.engine.get_global_grad_norm()))
         self._kept = {parameter: gradient * unclip for parameter, gradient in self._engine.engine.gradients.items()}
 
     def _read_flat(self, adam: Any, *_: Any) -> None:

@@ -17,16 +17,20 @@ from gptface_dist.place import Place
 
 
 def join(place: Place, store: Any, timeout_s: float) -> None:
-    """Form the world of all processes that meet in ``store``; on GPUs, each takes the one of its local rank."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(place.local_rank)
+    """Form the world of all processes that meet in ``store``; without one, where ``place`` says. On GPUs, each process takes
+    its own (:func:`host.set_device`).
+
+    :class:`UserError` where this process has no GPU, or one that another rank has too.
+    """
+    host.set_device(place.local_rank)
     place.export()
     timeout = datetime.timedelta(seconds=timeout_s)
     dist.init_process_group(host.backend(), store=store, rank=place.rank, world_size=place.world, timeout=timeout)
+    host.refuse_shared_gpu(distributed_c10d._get_default_store(), place.rank)
 
 
 def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
-    """Process groups for a layout that was checked; without a world (:func:`join`), torchrun's variables describe it."""
+    """Process groups for a layout that was checked, in the world that was joined (:func:`join`)."""
     host.without_cuda()
     # On CPUs DeepSpeed (0.19.8) would compile an all-reduce for inference first, for a minute, and where two installations
     # share a home folder, again each time they take turns. Training never calls it.

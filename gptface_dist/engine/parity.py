@@ -1,7 +1,7 @@
 """The proof: losses, every gradient and the norm of a layout against the plain model in one process.
 
-The same made-up batches go through both; the plain model always computes in float32. Relative error of a gradient is
-``|g - w| / max(|w|, floor |all gradients|)`` in the 2-norm: parameters whose true gradient vanishes (a bias before a softmax
+The same made-up batches go through both; the plain model always computes on the CPU, in float32. Relative error of a gradient
+is ``|g - w| / max(|w|, floor |all gradients|)`` in the 2-norm: parameters whose true gradient vanishes (a bias before a softmax
 that ignores it) are measured against the whole.
 """
 
@@ -115,7 +115,7 @@ def matrix() -> list[Case]:
     return [case for case in cases if not any(case.layout.problems(case.model, case.micro_batches // case.layout.dp))]
 
 
-def batches(case: Case, step: int) -> list[Batch[Tensor]]:
+def batches(case: Case, step: int, device: torch.device | str = "cpu") -> list[Batch[Tensor]]:
     """A global batch of made-up captions and pictures: lengths differ, and the third micro-batch predicts no text."""
     rng = np.random.default_rng([case.seed, step])
     build = BatchBuilder(VOCABULARY, GRID, case.seed, MaskingOptions(), BatchOptions(text_length=20, multiple_of=4))
@@ -126,10 +126,11 @@ def batches(case: Case, step: int) -> list[Batch[Tensor]]:
             caption = rng.integers(VOCABULARY.text_size, size=(1, rng.integers(1, 21)), dtype=np.int32)
             codes = rng.integers(VOCABULARY.image_codes, size=GRID).astype(np.uint16)
             samples.append(Delivered(TokenSample(codes, caption), Origin("made up", "", f"{step}-{number}-{place}", 0)))
-        batch = build([Block(number, samples, [])]).tensors()
+        batch = build([Block(number, samples, [])])
         if number == 2:
             batch.labels[batch.labels < VOCABULARY.image_offset] = IGNORE
-        made.append(batch)
+            batch = replace(batch, masked_text=batch.masked_text[:0])
+        made.append(batch.tensors(device))
     return made
 
 
@@ -189,7 +190,7 @@ def compare(case: Case) -> Found:
     rank, each = groups.get_data_parallel_rank(), case.micro_batches // case.layout.dp
     plain = replace(case, layout=Layout(zero=0), engine=EngineOptions(), tolerance=None)
     for step, (loss, norm, wanted) in enumerate(truth(plain, optimizer)):
-        result = engine.step(batches(case, step)[rank * each : (rank + 1) * each])
+        result = engine.step(batches(case, step, engine.device)[rank * each : (rank + 1) * each])
         found.losses.append(result.loss)
         found.gathered.append(result.gathered_bytes)
         found.loss = max(found.loss, abs(result.loss - loss) / abs(loss))
@@ -198,7 +199,7 @@ def compare(case: Case) -> Found:
             whole = wanted[entry.name]
             if entry.cut is not None:
                 whole = entry.cut.shard(whole, groups.get_tensor_model_parallel_rank(), case.layout.tp)
-            error = float((gradient - whole).norm() / max(float(whole.norm()), FLOOR[case.engine.dtype] * norm))
+            error = float((gradient.cpu() - whole).norm() / max(float(whole.norm()), FLOOR[case.engine.dtype] * norm))
             found.compared += 1
             if not error <= found.gradient:
                 found.gradient, found.worst = error, f"{entry.name} at step {step}"
@@ -217,7 +218,7 @@ def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_
 
         del engine  # Imported for what it imports: DeepSpeed collects garbage with each engine, which may skip all that.
         gc.freeze()
-        Place(rank, world, rank, port=port, held=True).export()
+        groups.join(Place(rank, world, rank, port=port, held=True), None, timeout_s)
         for case in cases:
             groups.start(case.layout, case.seed, timeout_s=timeout_s)
             mine = compare(case)
@@ -243,6 +244,7 @@ def prove(cases: list[Case], out: Path) -> list[Found]:
     for case in cases:
         specs.check(case.engine, case.model, case.layout)
         case.layout.check(case.layout.world, case.model, case.micro_batches // case.layout.dp)
+        host.check_gpus(case.layout.world)
     for world in sorted({case.layout.world for case in cases}):
         mine = [case for case in cases if case.layout.world == world]
         with meeting.held() as port:

@@ -35,13 +35,13 @@ class Replicated:
         self.gradients: dict[nn.Parameter, Tensor] = {}
         """Parameter -> its gradient, a float32 view of a bucket."""
         self.buckets: list[Tensor] = []
-        self._norm = 0.0
         self._hooks: list[Any] = []
         for parameter in module.parameters():
             exact = parameter.dtype == torch.float32
             self.masters[parameter] = parameter if exact else parameter.detach().float()
             self._hooks.append(parameter.register_post_accumulate_grad_hook(self._collect))
         self._make_buckets(bucket)
+        self._norm = torch.zeros((), dtype=torch.float64, device=self.buckets[0].device)
         self.optimizer = optimizer
         for group in optimizer.param_groups:
             group["params"] = [self.masters[p] for p in group["params"]]
@@ -61,9 +61,11 @@ class Replicated:
             # Before the sum, as DeepSpeed does: a mean cannot overflow where its parts did not.
             dist.all_reduce(bucket.div_(dist.get_world_size(group)), group=group)
         self._norm = self._global_norm()
-        if self.clip > 0 and self._norm > self.clip:
+        if self.clip > 0:
+            # On the device: to ask it whether anything is to be clipped would keep the optimizer waiting.
+            factor = torch.where(self._norm > self.clip, self.clip / (self._norm + 1e-6), 1.0)
             for bucket in self.buckets:
-                bucket.mul_(self.clip / (self._norm + 1e-6))
+                bucket.mul_(factor)
         for parameter, master in self.masters.items():
             master.grad = self.gradients[parameter]
         self.optimizer.step()
@@ -78,8 +80,8 @@ class Replicated:
         for hook in self._hooks:
             hook.remove()
 
-    def get_global_grad_norm(self) -> float:
-        """Norm of the last step's whole gradient, before clipping."""
+    def get_global_grad_norm(self) -> Tensor:
+        """Norm of the last step's whole gradient, before clipping: float64 scalar on the device."""
         return self._norm
 
     @torch.no_grad()
@@ -101,13 +103,13 @@ class Replicated:
         self.gradients[parameter] += parameter.grad
         parameter.grad = None
 
-    def _global_norm(self) -> float:
+    def _global_norm(self) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.buckets[0].device)
         for parameter, gradient in self.gradients.items():
             if parameter.model_parallel:  # type: ignore[attr-defined]
                 total += torch.linalg.vector_norm(gradient).double().square()
         dist.all_reduce(total, group=groups.get_model_parallel_group())
-        return float(total.sqrt())
+        return total.sqrt()
 
 
 def _filled(parameters: Iterable[nn.Parameter], limit: int) -> list[list[nn.Parameter]]:

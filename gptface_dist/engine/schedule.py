@@ -87,6 +87,7 @@ def pad(batch: Batch[Tensor], length: int) -> Batch[Tensor]:
     grow = functools.partial(nn.functional.pad, pad=(0, more))
     return replace(
         batch,
+        padded=True,
         tokens=grow(batch.tokens),
         labels=grow(batch.labels, value=IGNORE),
         segments=grow(batch.segments),

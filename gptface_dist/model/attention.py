@@ -1,10 +1,12 @@
 """Which attention runs: PyTorch's, or ours in FP8, by device and length."""
 
+import contextlib
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gptface_dist.errors import UserError
 from gptface_dist.kernels.attention.norm import QkNorm
@@ -15,6 +17,14 @@ KERNELS = ("auto", "sdpa", "fp8")
 
 HOPPER = (9, 0)
 """Compute capability of the GPUs that the FP8 kernels are compiled and checked for."""
+HOPPER_BACKENDS = (
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+"""What computes PyTorch's attention on a Hopper GPU: the first that can. PyTorch itself would ask FlashAttention first, which
+takes no mask and, as others measured it, is slower there (huggingface/transformers#48163)."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +68,39 @@ class AttentionOptions:
         return fits and torch.cuda.get_device_capability(x.device) == HOPPER
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, options: AttentionOptions, norm: QkNorm | None = None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: AttentionOptions, norm: QkNorm | None = None
+) -> Tensor:
     """softmax(Q K^T / sqrt(D)) V of [B, L, N, D] tensors, without dropout; ``norm`` is applied to Q and K first.
 
-    ``seen`` bool [B, 1, 1, L]: which tokens may be attended to; those of a sequence stand before its padding. Returns
-    [B, L, N, D]; what it holds at padding differs between the kernels and has no influence.
+    ``seen`` bool [B, 1, 1, L]: which tokens may be attended to; those of a sequence stand before its padding. None: all.
+    Returns [B, L, N, D]; what it holds at padding differs between the kernels and has no influence.
     """
     if options.in_fp8(q):
-        return fp8_attention(q, k, v, Sequences.padded(seen.sum(-1).flatten(), seen.shape[-1]), options.fp8, norm)
+        return fp8_attention(q, k, v, Sequences.padded(lengths(q, seen), q.shape[1]), options.fp8, norm)
     if norm is not None:
         q, k = norm(q, k)
-    attended = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=seen)  # type: ignore[misc,arg-type]
+    return sdpa(q, k, v, seen)
+
+
+def lengths(q: Tensor, seen: Tensor | None) -> Tensor:
+    """Int [B]: tokens that may be attended to of each sequence of [B, L, N, D], by the mask of :func:`attend`."""
+    if seen is None:
+        return torch.full((q.shape[0],), q.shape[1], dtype=torch.int32, device=q.device)
+    return seen.sum(-1).flatten()
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    """PyTorch's attention of [B, L, N, D] tensors, as training calls it; ``seen`` as in :func:`attend`. [B, L, N, D]."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    with sdpa_priority(q):
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     return attended.transpose(1, 2)
+
+
+def sdpa_priority(q: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Around PyTorch's attention of tensors like ``q``: :data:`HOPPER_BACKENDS` where they are better than PyTorch's order."""
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    if q.is_cuda and half and torch.cuda.get_device_capability(q.device) == HOPPER:
+        return sdpa_kernel(list(HOPPER_BACKENDS), set_priority=True)
+    return contextlib.nullcontext()

@@ -67,14 +67,14 @@ class Masks:
         return self.drop(x, chance, place, sequences, positions)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, chance: float, masks: Masks, head: int = 0) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, chance: float, masks: Masks, head: int = 0) -> Tensor:
     """Attention with dropout of its weights, which no fused kernel draws as we do.
 
-    [B, N, L, D] each, bool [B, 1, 1, L] of tokens that are seen -> [B, N, L, D]. ``head``: number of the first of the N heads.
-    The softmax is in float32.
+    [B, N, L, D] each, bool [B, 1, 1, L] of tokens that are seen (None: all) -> [B, N, L, D]. ``head``: number of the first of
+    the N heads. The softmax is in float32.
     """
     scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    weights = (scores if seen is None else scores.masked_fill(~seen, -torch.inf)).softmax(-1)
     batch, heads, length, _ = q.shape
     sequences = torch.arange(batch, device=q.device)[:, None, None]
     numbers = torch.arange(head, head + heads, device=q.device)[None, :, None]

@@ -221,7 +221,7 @@ def sums(logits: Tensor, targets: Tensor) -> Sums:
     """[M, K] and int64 [M] -> summed cross-entropy in float32, right predictions, and M. M may be 0."""
     loss = F.cross_entropy(logits.float(), targets, reduction="sum")
     correct = (logits.argmax(-1) == targets).sum()
-    return Sums(loss, correct, torch.tensor(len(targets), device=targets.device))
+    return Sums(loss, correct, targets.new_full((), len(targets)))
 
 
 def initial_std(name: str, options: ModelOptions) -> float | None:

@@ -152,8 +152,7 @@ class Stage(nn.Module):
         else:
             assert self._received is not None
             x = self._received
-        length = batch.tokens.shape[1]
-        seen = (torch.arange(length, device=x.device) < batch.lengths.unsqueeze(1))[:, None, None, :]
+        seen = _seen(batch) if batch.padded else None
         with specs.precision(self._config):
             for layer in self.layers.values():
                 x = layer(x, seen, masks)
@@ -177,13 +176,23 @@ class Stage(nn.Module):
     def _losses(self, x: Tensor, batch: Any, scale: Tensor) -> tuple[Tensor, Tensor]:
         x_BLH = self._features(x)
         rows = []
-        for ids in (self.vocabulary.text_range, self.vocabulary.image_range):
-            chosen = (batch.labels >= ids.start) & (batch.labels < ids.stop)
+        for ids, places in (
+            (self.vocabulary.text_range, batch.masked_text),
+            (self.vocabulary.image_range, batch.masked_image),
+        ):
+            # By indices, whose number the host knows, and not by a mask on the device, whose sum it would wait for.
+            chosen = places.unbind(1)
             loss, correct = self.word_logits(self.token_head(x_BLH[chosen]), batch.labels[chosen], ids)
-            rows.append((loss, correct, chosen.sum()))
+            rows.append((loss, correct, loss.new_full((), len(places), dtype=torch.float64)))
         logits = self.match_head(x_BLH[:, 0]).float()
         match = F.cross_entropy(logits, batch.matched, reduction="sum")
-        rows.append((match, (logits.argmax(-1) == batch.matched).sum(), torch.tensor(len(logits), device=x.device)))
+        rows.append((match, (logits.argmax(-1) == batch.matched).sum(), match.new_full((), len(logits), dtype=torch.float64)))
         total = sum((loss * scale[i] for i, (loss, _, _) in enumerate(rows)), torch.zeros((), device=x.device))
         sums = torch.stack([torch.stack([part.detach().double() for part in row]) for row in rows])
         return total, sums
+
+
+def _seen(batch: Any) -> Tensor:
+    """Bool [B, 1, 1, L]: which tokens are no padding."""
+    places = torch.arange(batch.tokens.shape[1], device=batch.lengths.device)
+    return (places < batch.lengths.unsqueeze(1))[:, None, None, :]

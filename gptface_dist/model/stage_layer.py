@@ -133,8 +133,8 @@ class CoreAttention(nn.Module):
         self.recompute = False
         """Whether the backward pass attends again, rather than keep what attention computed."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
-        """[L, B, N, D] each, bool [B, 1, 1, L] of tokens that are seen -> [L, B, N * D]."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
+        """[L, B, N, D] each, bool [B, 1, 1, L] of tokens that are seen (None: all) -> [L, B, N * D]."""
         # Here, so that recomputation does not ask ZeRO-3 for the weights again.
         norm = QkNorm(self.q_norm(), self.k_norm(), self.eps) if self.qk_norm else None
         if self.recompute:
@@ -142,7 +142,7 @@ class CoreAttention(nn.Module):
         return self._attend(query, key, value, attention_mask, self.masks, norm)
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor, masks: Masks | None, norm: QkNorm | None
+        self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, masks: Masks | None, norm: QkNorm | None
     ) -> Tensor:
         if masks is None or self.chance == 0:
             q, k, v = (x.transpose(0, 1) for x in (query, key, value))
@@ -190,13 +190,13 @@ class StageLayer(TransformerLayer):
         self.recompute = recompute
         self.self_attention.core_attention.recompute = recompute == "attention"
 
-    def forward(self, x: Tensor, seen: Tensor, masks: Masks | None) -> Tensor:
-        """Hidden states [L, B, H] ([L / tp, B, H]), bool [B, 1, 1, L] of tokens that are seen -> hidden states."""
+    def forward(self, x: Tensor, seen: Tensor | None, masks: Masks | None) -> Tensor:
+        """Hidden states [L, B, H] ([L / tp, B, H]), bool [B, 1, 1, L] of tokens that are seen (None: all) -> hidden states."""
         if self.recompute == "layer":
             return again_in_backward(self._run, x, seen, masks)
         return self._run(x, seen, masks)
 
-    def _run(self, x: Tensor, seen: Tensor, masks: Masks | None) -> Tensor:
+    def _run(self, x: Tensor, seen: Tensor | None, masks: Masks | None) -> Tensor:
         # Here, so that the layer is told again when it runs again, after other micro-batches.
         mine = None if masks is None else masks.of_layer(self.layer_number - 1)
         for part in (self.self_attention.core_attention, self.self_attn_bda, self.mlp_bda):

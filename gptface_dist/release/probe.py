@@ -43,6 +43,11 @@ class ProbeBatch:
     """int64 [B]."""
 
     @property
+    def padded(self) -> bool:
+        """As a batch has it: captions are of different lengths."""
+        return True
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of image codes."""
         rows, columns = (self.positions[self.segments == IMAGE].amax(0) + 1).tolist()

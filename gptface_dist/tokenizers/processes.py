@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
-from gptface_dist import world
+from gptface_dist import host, world
 from gptface_dist.errors import UserError
 
 
@@ -43,25 +44,20 @@ class Processes:
     def wait(self) -> None:
         """Until all are here."""
         if self.count > 1:
-            dist.barrier()
+            world.barrier()
 
 
 @contextmanager
 def processes() -> Iterator[Processes]:
     """The process group that torchrun's environment describes (NCCL on GPUs, else gloo); without it, this process alone."""
-    gpus = torch.cuda.is_available()
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if gpus and local >= torch.cuda.device_count():
-        raise UserError(f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}, start as many")
-    device = torch.device("cuda", local) if gpus else torch.device("cpu")
-    if gpus:
-        torch.cuda.set_device(device)
+    device = host.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if count == 1:
         yield Processes(0, 1, device)
         return
-    dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=count)
+    dist.init_process_group(host.backend(), rank=rank, world_size=count)
     try:
+        host.refuse_shared_gpu(distributed_c10d._get_default_store(), rank)
         yield Processes(rank, count, device)
     finally:
         world.leave()

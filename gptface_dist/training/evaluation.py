@@ -1,5 +1,6 @@
 """Evaluation on held-out data: the same global batches every time, masked and paired as in training."""
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -26,20 +27,21 @@ class Evaluation:
         every masked token could have on these very targets.
         """
         total: Tensor | None = None
-        counts = torch.zeros(self._vocabulary.size, dtype=torch.float64, device=self._engine.device)
+        counts = np.zeros(self._vocabulary.size)
         for step in range(self._options.batches):
             batches, _ = self._loader.read(step)
-            moved = [batch.tensors(self._engine.device) for batch in batches]
-            for batch in moved:
-                counts += torch.bincount(batch.labels[batch.labels != IGNORE], minlength=len(counts))
-            sums = self._engine.evaluate(moved)
+            for batch in batches:
+                counts += np.bincount(batch.labels[batch.labels != IGNORE], minlength=len(counts))
+            sums = self._engine.evaluate([batch.tensors(self._engine.device) for batch in batches])
             total = sums if total is None else total + sums
         assert total is not None
+        total = total.cpu()
         if self._entropy is None:
-            dist.all_reduce(counts, group=self._group)
+            everywhere = torch.from_numpy(counts).to(self._engine.device)
+            dist.all_reduce(everywhere, group=self._group)
             ids = self._vocabulary
             self._entropy = {
-                f"unigram/{name}": entropy(counts[found.start : found.stop])
+                f"unigram/{name}": entropy(everywhere[found.start : found.stop])
                 for name, found in (("text", ids.text_range), ("image", ids.image_range))
             }
         return {"loss": self._engine.loss(total), **loss_metrics(total), **self._entropy}

@@ -3,10 +3,9 @@
 import time
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from gptface_dist.data.batch import Batch
+from gptface_dist.engine.engine import StepResult
 from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.tokenizers.vocabulary import Vocabulary
@@ -16,8 +15,8 @@ from gptface_dist.training.flops import Work, model_flops, peak_tflops
 class Meter:
     """Times the parts of a step and counts its work.
 
-    The parts are data (waiting for the loader), forward-backward (with the communication inside it) and optimizer. On a
-    GPU the parts' ends wait for the device, twice a step.
+    The parts are data (waiting for the loader), forward-backward (with the communication inside it) and optimizer. A GPU is
+    not waited for: it notes itself when it comes to a part's end, and the step's result was read when it was done.
     """
 
     def __init__(self, options: ModelOptions, vocabulary: Vocabulary, layout: Layout, dtype: str, device: torch.device):
@@ -25,6 +24,7 @@ class Meter:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self._peak = peak_tflops(name, dtype)
         self._marks: list[float] = []
+        self._events: list[torch.cuda.Event] = []
         self.samples = 0
         """Sequences of the last step, over all ranks."""
         self.tokens = 0
@@ -32,35 +32,32 @@ class Meter:
 
     def begin(self) -> None:
         """A step begins: now waiting for data."""
-        self._marks = [time.perf_counter()]
+        self._marks, self._events = [time.perf_counter()], []
 
     def mark(self) -> None:
-        """The present part ends, the next begins."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        """The present part ends, the next begins: data, then forward-backward."""
         self._marks.append(time.perf_counter())
+        if self._device.type == "cuda":
+            self._events.append(torch.cuda.Event(enable_timing=True))
+            self._events[-1].record()
 
-    def end(self, batches: list[Batch[Tensor]], sums: Tensor, data_group: dist.ProcessGroup) -> dict[str, float]:
-        """The step's metrics; ``sums`` as in :class:`StepResult`, ``batches`` this rank's micro-batches."""
-        self.mark()
-        lengths = torch.cat([batch.lengths for batch in batches]).double()
-        work = torch.stack([lengths.sum(), (lengths**2).sum(), lengths.new_tensor(len(lengths))])
-        dist.all_reduce(work, group=data_group)
-        tokens, pairs, self.samples = (int(x) for x in work)
-        self.tokens = tokens
-        data, compute, optimizer = (b - a for a, b in zip(self._marks, self._marks[1:], strict=False))
-        seconds = self._marks[-1] - self._marks[0]
+    def end(self, result: StepResult) -> dict[str, float]:
+        """The metrics of a step that ends now."""
+        began, ready, computed = self._marks
+        seconds, data = time.perf_counter() - began, ready - began
+        compute = self._events[0].elapsed_time(self._events[1]) / 1e3 if self._events else computed - ready
         ids = self._vocabulary
-        text, image, _ = (int(x) for x in sums[:, 2])
-        done = Work(tokens, pairs, text, image, self.samples)
+        text, image, self.samples = (int(x) for x in result.sums[:, 2])
+        self.tokens = result.tokens
+        done = Work(result.tokens, result.pairs, text, image, self.samples)
         flops = model_flops(self._options, len(ids.text_range), len(ids.image_range), done)
         record = {
             "seconds": seconds,
             "seconds/data": data,
             "seconds/forward_backward": compute,
-            "seconds/optimizer": optimizer,
-            "tokens": tokens,
-            "tokens_per_s": tokens / seconds,
+            "seconds/optimizer": seconds - data - compute,
+            "tokens": self.tokens,
+            "tokens_per_s": self.tokens / seconds,
             "samples_per_s": self.samples / seconds,
             "tflops_per_rank": flops / seconds / self._layout.world / 1e12,
             "peak_memory_gib": self._peak_memory() / 2**30,

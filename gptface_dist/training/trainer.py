@@ -50,7 +50,6 @@ class Trainer:
         self.stopped_by = ""
         """Why a hook asked to stop; empty while none did."""
         self._loader, self._evaluation = loader, evaluation
-        self._data_group = groups.data()
         self._meter = Meter(config.model, vocabulary, config.layout, config.engine.dtype, engine.device)
 
     def stop(self, reason: str) -> None:
@@ -78,7 +77,7 @@ class Trainer:
                 check_finite(self.state.step, result)
                 record = {"loss": result.loss, **loss_metrics(result.sums), "norm": result.norm, "lr": lr}
                 record["gathered_bytes"] = result.gathered_bytes
-                record |= self._meter.end(batches, result.sums, self._data_group)
+                record |= self._meter.end(result)
                 record |= {"bad_samples": self._loader.bad, "skipped_samples": self._loader.skipped}
                 self.state = replace(
                     self.state,

@@ -50,16 +50,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_features = torch.empty_like(features)
             # Sums over chunks in float32, whatever the weights' precision.
             d_weight, d_bias = (torch.zeros_like(x, dtype=torch.float32) for x in (weight, bias))
+        # Where another rank has a row's target, column 0 stands in. Indices of the other rows would be fewer, but the host
+        # would wait for a GPU to count them.
+        columns = len(weight)
+        mine = ((targets >= 0) & (targets < columns)).unsqueeze(1)
+        places = torch.where(mine, targets.unsqueeze(1), 0)
         for start in range(0, len(features), chunk):
             rows = slice(start, start + chunk)
             logits = F.linear(features[rows], weight, bias).float()
-            largest = torch.cat([logits, logits.new_full((len(logits), 1), -torch.inf)], 1).amax(1)
+            largest = logits.amax(1) if columns else logits.new_full((len(logits),), -torch.inf)
             if group is not None:
                 dist.all_reduce(largest, dist.ReduceOp.MAX, group)
             logits -= largest.unsqueeze(1)
-            mine = (targets[rows] >= 0) & (targets[rows] < logits.shape[1])
-            places = (mine.nonzero().squeeze(1), targets[rows][mine])
-            found = torch.zeros_like(largest).index_put(places[:1], logits[places])
+            found = torch.zeros_like(largest)
+            if columns:
+                found = torch.where(mine[rows], logits.gather(1, places[rows]), 0.0).squeeze(1)
             sums = torch.stack([found, logits.exp_().sum(1)])
             if group is not None:
                 dist.all_reduce(sums, dist.ReduceOp.SUM, group)
@@ -68,7 +73,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             correct += (target == 0).sum()
             if gradient:
                 logits /= total.unsqueeze(1)
-                logits.index_put_(places, logits.new_tensor(-1.0), accumulate=True)
+                if columns:
+                    logits.scatter_add_(1, places[rows], -mine[rows].float())
                 d_logits = logits.to(features.dtype)
                 d_features[rows] = d_logits @ weight
                 d_weight += d_logits.mT @ features[rows]

@@ -17,6 +17,7 @@ from gptface_dist.data.tokens import TokenDecoder, TokenSample
 from gptface_dist.errors import UserError
 from gptface_dist.sequence import IGNORE, IMAGE, PADDING, TEXT
 from tests.corpus import GRID, VOCABULARY, source, write_tokens
+from tests.fake_cuda import DEVICE, fake_cuda
 
 BOTH = MaskingOptions(caption_share=0, drop_share=0)
 """Masks both text and image of every sample."""
@@ -75,6 +76,11 @@ def test_sequences_are_what_they_should_be(lengths: list[int], height: int, widt
         image_predicted = predicted[at : n - 1]
         assert (batch.tokens[i, at : n - 1][image_predicted] == VOCABULARY.mask_id).all()
         assert predicted[1 : len(text) + 1].sum() == max(1, int(0.15 * len(text) + 0.5))
+        text_at, image_at = np.flatnonzero(predicted[:at]), at + np.flatnonzero(image_predicted)
+        assert batch.masked_text[batch.masked_text[:, 0] == i, 1].tolist() == text_at.tolist()
+        assert batch.masked_image[batch.masked_image[:, 0] == i, 1].tolist() == image_at.tolist()
+    assert len(batch.masked_text) + len(batch.masked_image) == (batch.labels != IGNORE).sum()
+    assert batch.padded == (PADDING in batch.segments)
     assert all(
         getattr(batch, name).dtype == np.int64 for name in ("tokens", "labels", "segments", "positions", "lengths", "matched")
     )
@@ -318,3 +324,26 @@ def test_impossible_options_are_refused() -> None:
     for wrong in ({"text_length": 0}, {"buckets": 0}, {"swap_share": 1.0}, {"swap_share": -0.1}, {"crossed_share": 1.1}):
         with pytest.raises(UserError):
             BatchOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_batch_without_padding_says_so() -> None:
+    options = BatchOptions(text_length=8, buckets=1, multiple_of=1)
+    image = GRID[0] * GRID[1]
+    full = builder(options)([block([[list(range(8))], [list(range(8))]])])
+    assert full.tokens.shape[1] == 8 + image + 3
+    assert not full.padded
+    assert builder(options)([block([[list(range(8))], [list(range(7))]])]).padded
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the fake GPU stands in for CUDA")
+def test_a_gpu_gets_a_batch_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = builder()([block([[list(range(5))], [list(range(9))]])])
+    with fake_cuda(monkeypatch) as gpu:
+        moved = batch.tensors(DEVICE)
+        assert gpu.waits == []
+        found = {name: value for name, value in vars(moved).items() if isinstance(value, torch.Tensor)}
+        assert len(found) == 8
+        for name, tensor in found.items():
+            assert tensor.device == DEVICE, name
+            assert np.array_equal(tensor.cpu().numpy(), getattr(batch, name)), name
+    assert moved.padded == batch.padded

@@ -85,7 +85,7 @@ def work(rank: int, world: int, port: int, layout: Layout, folder: Path) -> None
 
         from gptface_dist.engine import groups
 
-        Place(rank, world, rank, port=port, held=True).export()
+        groups.join(Place(rank, world, rank, port=port, held=True), None, 300)
         errors = {}
         for name, attention in KERNELS.items():
             if name == "bent":

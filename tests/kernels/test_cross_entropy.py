@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
+from gptface_dist import host
 from gptface_dist.kernels.loss.cross_entropy import linear_cross_entropy
+from tests.fake_cuda import DEVICE, fake_cuda
 
 
 def problem(rows: int, columns: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -102,3 +104,18 @@ def spread(rank: int, world: int, rendezvous: str) -> None:
 
 def test_columns_spread_over_ranks(tmp_path: Path) -> None:
     start_processes(spread, (3, str(tmp_path / "rendezvous")), nprocs=3, start_method="spawn")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the fake GPU stands in for CUDA")
+@pytest.mark.parametrize(("rows", "columns"), [(20, 13), (0, 13), (20, 0)])
+def test_a_gpu_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int) -> None:
+    """Without columns, as a rank may be, every target is elsewhere."""
+    features, weight, bias, targets = problem(rows, 13, dtype=torch.float32)
+    made = (features, weight[:columns], bias[:columns], targets if columns else targets + 13)
+    wanted = chunked(*made, 0.5, 8, None)
+    with fake_cuda(monkeypatch) as gpu:
+        found = chunked(*(host.to_device(x, DEVICE) for x in made), 0.5, 8, None)
+        assert gpu.waits == []
+        for a, b in zip(found, wanted, strict=True):
+            assert a.device == DEVICE
+            assert torch.equal(a.cpu(), b) or not b.isfinite().all()

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from gptface_dist.errors import UserError
 from gptface_dist.kernels.attention.options import Fp8Options
+from gptface_dist.model import attention
 from gptface_dist.model.attention import AttentionOptions, attend
 from tests.kernels.inputs import attention_inputs, relative
 
@@ -70,3 +72,38 @@ def test_auto_takes_fp8_from_the_crossover_on_hopper(monkeypatch: pytest.MonkeyP
     assert not measured.in_fp8(torch.zeros(1, 2048, 1, 64, dtype=torch.bfloat16))
     capability = (10, 0)
     assert not chosen(measured, 2048)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "fp8"])
+def test_no_mask_is_a_mask_of_everything(kernel: str) -> None:
+    q, k, v, _ = attention_inputs("normal", 2, 40, 2, 32)
+    everything = torch.ones(2, 1, 1, 40, dtype=torch.bool)
+    torch.testing.assert_close(
+        attend(q, k, v, None, AttentionOptions(kernel)), attend(q, k, v, everything, AttentionOptions(kernel))
+    )
+
+
+def test_hopper_asks_cudnn_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of half-precision tensors on a GPU of 9.0; elsewhere PyTorch chooses."""
+    asked: list[tuple[list[SDPBackend], bool]] = []
+    capability = (9, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(attention, "sdpa_kernel", lambda backends, set_priority: asked.append((backends, set_priority)))
+    attention.sdpa_priority(OnGpu(16))  # type: ignore[arg-type]
+    ((backends, in_order),) = asked
+    assert backends[:2] == [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+    assert SDPBackend.MATH in backends, "something computes everything"
+    assert in_order
+    attention.sdpa_priority(OnGpu(16, dtype=torch.float32))  # type: ignore[arg-type]
+    attention.sdpa_priority(torch.zeros(1, 16, 1, 64, dtype=torch.bfloat16))
+    capability = (8, 0)
+    attention.sdpa_priority(OnGpu(16))  # type: ignore[arg-type]
+    assert len(asked) == 1
+
+
+def test_pytorch_computes_in_that_order() -> None:
+    """The order is given to PyTorch in a form that it takes."""
+    with attention.sdpa_kernel(list(attention.HOPPER_BACKENDS), set_priority=True):
+        q, k, v, _ = attention_inputs("normal", 1, 8, 1, 32)
+        found = attention.sdpa(q, k, v, None)
+    torch.testing.assert_close(found, attention.sdpa(q, k, v, None))

@@ -152,7 +152,7 @@ def work(rank: int, world: int, port: int, jobs: list[Job], folder: Path) -> Non
         host.import_libraries()
         from gptface_dist.engine import groups
 
-        Place(rank, world, rank, port=port, held=True).export()
+        groups.join(Place(rank, world, rank, port=port, held=True), None, 300)
         for job in jobs:
             Parameter.initial = initial_normed if job.model.qk_norm else initial  # type: ignore[method-assign]
             groups.start(job.layout, 0)
