@@ -98,12 +98,13 @@ def _compare(
     from rich.table import Table
 
     from gptface_dist.kernels.attention.benchmark import Comparison, Untimed, compare
+    from gptface_dist.model.attention import sdpa
 
     speeds: list[Speed] = []
     for shape in shapes:
         names = ("way", "forward ms", "TFLOP/s", "of peak", "backward ms", "TFLOP/s", "of peak", "error O", "error dQ dK dV")
         table = Table(*names, title=str(shape))
-        for found in compare(shape, timer, device, Comparison(*how)):
+        for found in compare(shape, timer, device, Comparison(*how, sdpa)):
             keep("untimed" if isinstance(found, Untimed) else "speed", found)
             if isinstance(found, Untimed):
                 console.print(f"not timed: {found.way}: {found.reason}", highlight=False)

@@ -67,12 +67,17 @@ class Comparison:
     """Whether queries and keys go through QK-norm, in every way."""
     launches: str = ""
     """See :class:`Fp8Options`."""
+    model: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None
+    """PyTorch's attention as training calls it: of q, k, v [B, N, H, D] and a mask, bool [B, 1, 1, N], of the tokens that are
+    seen, None where all are."""
 
 
 def compare(shape: Shape, timer: Timer, device: torch.device, what: Comparison) -> Iterator[Speed | Untimed]:
     """Time every way on one shape, one after the other."""
     bench = _Bench(shape, timer, device, what.qk_norm)
     yield from bench.pytorch()
+    if what.model is not None and shape.kind != PACKED:
+        yield bench.time("sdpa as training calls it", bench.with_mask(what.model))
     if shape.kind == FULL:
         yield bench.cudnn()
     for specialized in (False, True) if what.specialize else (False,):
@@ -131,17 +136,19 @@ class _Bench:
             yield self.time(f"sdpa {backend.name.removesuffix('_ATTENTION').lower()}", self._sdpa(backend))
 
     def _sdpa(self, backend: SDPBackend) -> Attention:
-        padded = self.shape.kind == PADDED
-        mask = self.sequences.seen(self.shape.batch).transpose(1, 3) if padded else None
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k = self.normed(q, k)
+        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
             with sdpa_kernel(backend):
                 heads_first = (x.transpose(1, 2) for x in (q, k, v))
                 attended: Tensor = F.scaled_dot_product_attention(*heads_first, attn_mask=mask)  # type: ignore[misc,arg-type]
             return attended.transpose(1, 2)
 
-        return attend
+        return self.with_mask(attend)
+
+    def with_mask(self, attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]) -> Attention:
+        """An attention that is given normalised queries and keys, and a mask of keys where there is padding."""
+        mask = self.sequences.seen(self.shape.batch).transpose(1, 3) if self.shape.kind == PADDED else None
+        # seen: [B, N, 1, 1] -> [B, 1, 1, N].
+        return lambda q, k, v: attend(*self.normed(q, k), v, mask)
 
     def _varlen(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Since torch 2.10.
