@@ -100,8 +100,8 @@ def test_bfloat16_layouts_round_alike(found: list[Found]) -> None:
         if layout.tp == 1:
             # Losses of two steps, so that the first update is the same; later ones add gradients in another order.
             assert mine[:2] == pytest.approx(alone[:2], rel=1e-6)
-        # Tensor-parallel ranks round their parts before they are added: one more rounding of bfloat16. (1.2e-3 on a CPU with AVX2
-        # alone, where PyTorch 2.13 emulates bfloat16; below 1e-3 with AVX-512.)
+        # Tensor-parallel ranks round their parts before they are added: one more rounding of bfloat16. (1.2e-3 on a CPU with
+        # AVX2 alone, where PyTorch 2.13 emulates bfloat16; below 1e-3 with AVX-512.)
         assert mine == pytest.approx(alone, rel=2**-9 if layout.tp > 1 else 1e-3)
 
 
