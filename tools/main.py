@@ -6,7 +6,7 @@ import typer
 
 import gptface_dist
 from gptface_dist.errors import UserError
-from gptface_dist.tools import bench, data, faces, fp8, generate, health, parity, release, report, study, tokenizer, train
+from gptface_dist.tools import bench, data, faces, fp8, generate, gpu, health, parity, release, report, study, tokenizer, train
 
 _INTERRUPTED = 130
 
@@ -17,6 +17,7 @@ app = typer.Typer(
     help="GPTFace: from pictures with captions to a model that reads, writes and edits faces.",
 )
 bench.app.command("fp8")(fp8.fp8)
+bench.app.command("gpu")(gpu.gpu)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(faces.app, name="faces")
