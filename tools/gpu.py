@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from gptface_dist.errors import UserError
+
 
 def gpu(
     out: Annotated[Path, typer.Option(help="Folder of the results.", file_okay=False)] = Path("out/gpu"),
@@ -29,10 +31,14 @@ def gpu(
     tasks = plan.tasks([name.strip() for name in only.split(",") if name.strip()], dry)
     if show:
         recorded = driver.recorded(out)
+        if not recorded:
+            raise UserError(f"--show: {out} holds no results of gptface bench gpu")
         print(table(recorded))
         raise typer.Exit(0 if right(recorded) else 1)
     if tokens is not None:
         token_shards.recorded_vocabulary(tokens)
-    driver.run(tasks, driver.Options(out, driver.checkout(), total, dry, tokens), lambda line: print(line, file=sys.stderr, flush=True))
-    print(table(driver.recorded(out)))
-    raise typer.Exit(0 if right(driver.results(out, tasks)) else 1)
+    options = driver.Options(out, driver.checkout(), total, dry, tokens)
+    driver.run(tasks, options, lambda line: print(line, file=sys.stderr, flush=True))
+    asked = driver.results(out, tasks)
+    print(table(driver.recorded(out), asked))
+    raise typer.Exit(0 if right(asked) else 1)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gptface_dist.kernels.attention.benchmark import Timer
 
 Measured = Mapping[str, tuple[float, float]]
-"""Quantity -> (its value, the largest that is right)."""
+"""Quantity -> (its value, the largest that is right, above 0)."""
 
 POISON = (
     *("CUDA error", "illegal memory access", "misaligned address", "illegal instruction", "launch failure"),
@@ -115,7 +115,7 @@ class Context:
         self.record("check", ok=ok, about=about, measured=measured, holds=holds)
 
     def attempt(self, about: Mapping[str, Any], work: Callable[[], None], seconds: float = 5.0) -> None:
-        """Run one check or measurement: left out where fewer than ``seconds`` are left, and recorded in one line where it fails.
+        """Run one check or measurement; a record says where fewer than ``seconds`` are left for it, or that it failed.
 
         An error ends nothing else, unless the GPU cannot be used after it (:class:`Unusable`).
         """

@@ -47,8 +47,6 @@ class Options:
     """Toy sizes on the CPU."""
     tokens: Path | None = None
     """Token shards to train on."""
-    processes: int = 0
-    """Most processes at once; 0 for as many as there are cores."""
 
 
 def checkout() -> Path:
@@ -111,11 +109,11 @@ class _Run:
     def __init__(self, options: Options, head: origin.Origin, say: Callable[[str], None], parts: Sequence[plan.Part]):
         self._options, self._head, self._say, self._parts = options, head, say, parts
         self._began, self._merged = time.monotonic(), 0.0
-        self._slots = options.processes or max(2, len(os.sched_getaffinity(0)))
+        self._slots = max(2, len(os.sched_getaffinity(0)))
 
     def stages(self, tasks: Sequence[Task]) -> None:
         """Run all tasks; those that run are killed where this is interrupted."""
-        for together in plan.stages(tasks):
+        for together in plan.stages(tasks, self._options.dry):
             waiting, running = list(together), list[_Running]()
             try:
                 while waiting or running:
@@ -145,19 +143,26 @@ class _Run:
             old.unlink()
         records.append(file, {"kind": "begin", "at": 0, "date": origin.now(), "limit": round(limit, 1), **asdict(self._head)})
         folder = tempfile.mkdtemp(prefix=f"gptface-{task.name}-")
+        module, assignment = "gptface_dist.benchmarks.gpu.worker", self._assignment(task, limit).dumps()
         with file.with_suffix(".log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "gptface_dist.benchmarks.gpu.worker", self._assignment(task, limit).dumps(), str(os.getpid())],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=self._environment(task),
-                start_new_session=True,
+                [sys.executable, "-m", module, assignment, str(os.getpid())], stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, cwd=folder, env=self._environment(task), start_new_session=True,
             )  # fmt: skip
         self._tell(f"{task.name} began, {limit:.0f} s at most")
         return _Running(task, process, time.monotonic(), limit, folder)
 
     def _assignment(self, task: Task, limit: float) -> Assignment:
-        tokens = None if self._options.tokens is None else str(self._options.tokens.resolve())
-        file = str(_file(self._options.out, task).resolve())
-        return Assignment(f"{task.part.package}.{task.part.name}", task.variant, file, limit, self._options.dry, str(self._options.checkout), tokens)
+        options = self._options
+        return Assignment(
+            part=f"{task.part.package}.{task.part.name}",
+            variant=task.variant,
+            out=str(_file(options.out, task).resolve()),
+            seconds=limit,
+            dry=options.dry,
+            checkout=str(options.checkout),
+            tokens=None if options.tokens is None else str(options.tokens.resolve()),
+        )
 
     def _environment(self, task: Task) -> dict[str, str]:
         """The worker's: this process's, with its import paths whatever the worker's working folder is."""
@@ -168,12 +173,11 @@ class _Run:
             "PYTHONSAFEPATH": "1",
             "PYTHONUNBUFFERED": "1",
             "PYTHONFAULTHANDLER": "1",
-            "TOKENIZERS_PARALLELISM": "false",
+            "TRITON_INTERPRET": str(int(self._options.dry and task.part.interpret)),
+            "OMP_NUM_THREADS": "1" if self._options.dry else os.environ.get("OMP_NUM_THREADS", "2"),
         }
         if self._options.dry:
-            variables |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": str(int(task.part.interpret))}
-        else:
-            variables["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "2")
+            variables["CUDA_VISIBLE_DEVICES"] = ""
         return os.environ | variables
 
     def _ended(self, one: _Running) -> bool:

@@ -39,8 +39,7 @@ def _gpu() -> str:
 
     if not torch.cuda.is_available():
         raise UserError(
-            "bench gpu needs a CUDA GPU: none was found, so nothing was measured; "
-            "--dry runs every part at toy sizes on the CPU"
+            "bench gpu needs a CUDA GPU: none was found, so nothing was measured; --dry runs every part at toy sizes on the CPU"
         )
     return torch.cuda.get_device_name()
 

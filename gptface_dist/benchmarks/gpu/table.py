@@ -12,32 +12,44 @@ WIDTH = 160
 """Characters of a line."""
 OWN = ("begin", "end", "check", "failed", "left out")
 """Kinds of records that are no measurements."""
-SHORTER = (1000, 40, 24, 16, 12, 8, 5, 3, 1)
+SHORTER = (1000, 100, 80, 60, 50, 40, 30, 24, 18, 12, 8, 5, 3, 1)
 """Rows of each list, tried in this order until the whole fits."""
 
 
-def table(results: Sequence[Result]) -> str:
-    """What is recorded of these tasks: how each ended, what was wrong, every measurement, and the verdict in the last line."""
+def table(results: Sequence[Result], asked: Sequence[Result] | None = None) -> str:
+    """What is recorded of these tasks: how each ended, what was wrong, every measurement, and the verdict in the last line.
+
+    Args:
+        results: everything that the folder holds.
+        asked: those that decide the verdict; None for all.
+    """
     head = [*_origins(results), *_aligned([_task(result) for result in results])]
-    tail = [verdict(results)]
+    names = {result.task.name for result in results if asked is not None} - {result.task.name for result in asked or ()}
+    others = [result for result in results if result.task.name in names and result.problems]
+    tail = [f"from an earlier call: {_problems(others)}"[:WIDTH]] if others else []
+    tail.append(verdict(results if asked is None else asked))
     text = ""
     for rows in SHORTER:
         body = [line for section in _sections(results) for line in _shortened(section, rows)]
-        text = "\n".join(line[:WIDTH] for line in [*head, *body, *tail])
+        text = "\n".join([*head, *(line[:WIDTH] for line in body), "", *tail])
         if len(text) <= MOST:
             return text
-    return f"{text[: MOST - len(tail[0]) - 5]}\n...\n{tail[0]}"
+    end = "\n".join(tail)
+    return f"{text[: MOST - len(end) - 5]}\n...\n{end}"
 
 
 def verdict(results: Sequence[Result]) -> str:
     """The exit status in words."""
-    if not results:
-        return "nothing is recorded here"
-    if right(results):
-        dry = " (a dry run: nothing of it was measured)" if all(result.origin.get("dry") for result in results) else ""
-        return f"all right: {sum(len(result.checks) for result in results)} checks{dry}"
-    wrong = "; ".join(f"{result.task.name}: {', '.join(result.problems)}" for result in results if result.problems)
-    return f"NOT RIGHT: {wrong}"[:WIDTH]
+    if not right(results):
+        return f"NOT RIGHT: {_problems(results)}"[:WIDTH]
+    checks = sum(len(result.checks) for result in results)
+    dry = "; a dry run: no figure of it is a measurement" if any(result.origin.get("dry") for result in results) else ""
+    out = sum(len(result.of("left out")) for result in results)
+    return f"{f'all right: {checks} checks' if checks else 'nothing was checked'}{f', {out} left out' if out else ''}{dry}"
+
+
+def _problems(results: Sequence[Result]) -> str:
+    return "; ".join(f"{result.task.name}: {', '.join(result.problems)}" for result in results if result.problems)
 
 
 def _origins(results: Sequence[Result]) -> Iterator[str]:
@@ -58,23 +70,23 @@ def _origins(results: Sequence[Result]) -> Iterator[str]:
 
 def _task(result: Result) -> list[str]:
     """Name, what became of it, time, checks, date, device."""
-    end, origin = result.end, result.origin
-    how = "no end recorded" if end is None else str(end.get("how"))
-    seconds = "" if end is None else f"{end.get('at', 0):.0f} s"
+    end, origin = result.end or {"how": "no end recorded"}, result.origin
+    seconds = f"{end['at']:.0f} s" if isinstance(end.get("at"), int | float) else ""
     checks = f"{len(result.checks) - len(result.wrong)}/{len(result.checks)} ok" if result.checks else ""
     counts = [checks, *(f"{len(result.of(kind))} {kind}" for kind in ("failed", "left out") if result.of(kind))]
     counts += [f"{result.file.damaged} unreadable"] if result.file.damaged else []
-    device = f"{origin.get('device', '')}{', dry run' if origin.get('dry') else ''}"
-    return [result.task.name, how, seconds, ", ".join(filter(None, counts)), str(origin.get("date", ""))[:16], device, _worst(result)]
+    date, device = str(origin.get("date", ""))[:16], f"{origin.get('device', '')}{', dry run' if origin.get('dry') else ''}"
+    return [result.task.name, str(end.get("how")), seconds, ", ".join(filter(None, counts)), date, device, _worst(result)]
 
 
 def _worst(result: Result) -> str:
-    """The largest value of each checked quantity, with its limit."""
+    """Of each checked quantity the value that is nearest to its limit."""
     worst: dict[str, tuple[float, float]] = {}
     for check in result.checks:
-        for name, pair in check.get("measured", {}).items():
-            if all(isinstance(x, int | float) for x in pair) and (name not in worst or pair[0] > worst[name][0]):
-                worst[name] = (pair[0], pair[1])
+        for name, (value, limit) in check.get("measured", {}).items():
+            # NaN is a word in the record; it is listed among what failed.
+            if isinstance(value, int | float) and (name not in worst or value / limit > worst[name][0] / worst[name][1]):
+                worst[name] = (value, limit)
     return " ".join(f"{name} {number(value)}<{number(limit)}" for name, (value, limit) in worst.items())
 
 

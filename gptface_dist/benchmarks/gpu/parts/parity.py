@@ -1,4 +1,4 @@
-"""One process on the device against the plain model: losses, every gradient and the norm, as ``gptface parity`` compares them."""
+"""One process on the device against the plain model, as ``gptface parity`` compares them: loss, norm, every gradient."""
 
 from pathlib import Path
 

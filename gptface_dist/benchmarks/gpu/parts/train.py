@@ -20,7 +20,7 @@ RUNS: dict[str, list[str]] = {
     "zero3": ["engine.dtype=bfloat16", "layout.zero=3"],
 }
 """Name -> overrides; ZeRO-1 unless they say otherwise."""
-FROM_FLOAT32 = 0.05
+FROM_FLOAT32 = 0.02
 """Largest relative difference of the last loss from that in float32, after a few steps."""
 FROM_UNINTERRUPTED = 1e-3
 """Of a resumed run's losses from those of the run that it was resumed from: GPUs add up in changing orders."""
@@ -72,7 +72,8 @@ def _train(context: Context, name: str, overrides: Sequence[str]) -> None:
         "train", run=name, steps=int(last["step"]), first_loss=first["loss"], last_loss=last["loss"],
         tokens_s=last["tokens_per_s"], gib=last["peak_memory_gib"],
     )  # fmt: skip
-    context.check({"run": name}, {}, **{"the loss falls": last["loss"] < first["loss"]})
+    if name in RUNS:
+        context.check({"run": name}, {}, **{"the loss falls": last["loss"] < first["loss"]})
 
 
 def _compare(context: Context, name: str, about: dict[str, str]) -> None:
