@@ -12,7 +12,7 @@ BEGIN = {"kind": "begin"}
 END = {"kind": "end", "how": "ended"}
 OK, WRONG = {"kind": "check", "ok": True}, {"kind": "check", "ok": False}
 FAILED, LEFT_OUT = {"kind": "failed", "why": "x"}, {"kind": "left out", "why": "x"}
-KILLED, NOT_BEGUN = {"kind": "end", "how": "killed after its 3 s"}, {"kind": "end", "how": "left out: of 5 s, 0 s were left"}
+KILLED, NOT_BEGUN = {"kind": "end", "how": "killed after its 3 s"}, {"kind": "end", "how": "left out: 0 of 5 s were left"}
 
 
 def result(correctness: bool, *records: dict[str, Any], damaged: int = 0) -> Result:
@@ -31,7 +31,7 @@ def result(correctness: bool, *records: dict[str, Any], damaged: int = 0) -> Res
         ([BEGIN, OK], ["has no end: the command was killed, or it is still running"], []),
         ([BEGIN, END], ["checked nothing"], []),
         ([BEGIN, LEFT_OUT, END], ["checked nothing"], []),
-        ([BEGIN, OK, END, NOT_BEGUN], ["left out: of 5 s, 0 s were left"], []),
+        ([BEGIN, OK, END, NOT_BEGUN], ["left out: 0 of 5 s were left"], []),
         ([], ["nothing was recorded"], []),
     ],
 )

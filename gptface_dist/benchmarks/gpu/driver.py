@@ -134,7 +134,7 @@ class _Run:
         remaining = self._began + self._options.total - time.monotonic()
         if remaining < min(LEAST_S, limit):
             # What an earlier call found stays; its file says that this one found nothing.
-            how = f"left out: of {self._options.total:.0f} s, {max(0.0, remaining):.0f} s were left"
+            how = f"left out: {max(0.0, remaining):.0f} of {self._options.total:.0f} s were left"
             records.append(file, {"kind": "end", "at": 0, "how": how, "date": origin.now()})
             self._tell(f"{task.name} {how}")
             return None

@@ -65,7 +65,7 @@ class Result:
             found.append(str(self.end.get("how")))
         if self.file.damaged:
             found.append(f"{self.file.damaged} records cannot be read")
-        if not self.checks:
+        if not self.checks and not found:
             found.append("checked nothing")
         return found
 

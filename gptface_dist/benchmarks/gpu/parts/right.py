@@ -17,8 +17,8 @@ from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options, Sequen
 from gptface_dist.kernels.attention.reference import exact
 
 TOKENS = (333, 1024, 4096)
-FROM_FLOAT64, UNSMOOTHED_FROM_FLOAT64 = 0.14, 0.25
-"""Largest relative error (root mean square) of FP8; the emulator's own largest on these inputs are 0.11 and 0.19."""
+FROM_FLOAT64, UNSMOOTHED_FROM_FLOAT64 = 0.15, 0.25
+"""Largest relative error (root mean square) of FP8; the emulator's own largest on these inputs are 0.13 and 0.19."""
 FROM_EMULATOR = 0.012
 """Rounding to bf16 in the end, and sums in another order."""
 NAMES = ("out", "dq", "dk", "dv", "dnorm_q", "dnorm_k")
