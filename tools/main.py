@@ -13,6 +13,7 @@ from gptface_dist.tools import (
     faces,
     fp8,
     generate,
+    gpu,
     health,
     parity,
     release,
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 bench.app.command("attention")(attention.attention)
 bench.app.command("fp8")(fp8.fp8)
+bench.app.command("gpu")(gpu.gpu)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(faces.app, name="faces")

@@ -1,0 +1,1 @@
+"""Benchmarks over the whole system, each a command of ``gptface bench``."""

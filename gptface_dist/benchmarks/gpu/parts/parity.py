@@ -1,0 +1,24 @@
+"""One process on the device against the plain model, as ``gptface parity`` compares them: loss, norm, every gradient."""
+
+from pathlib import Path
+
+from gptface_dist.benchmarks.gpu.context import Context
+from gptface_dist.engine import parity
+from gptface_dist.engine.options import EngineOptions
+from gptface_dist.layout import Layout
+
+
+def run(context: Context) -> None:
+    """Compare one ZeRO stage in float32, or ZeRO-1 in bfloat16."""
+    bfloat16 = context.variant == "bfloat16"
+    zero = 1 if bfloat16 else int(context.variant.removeprefix("zero"))
+    engine = EngineOptions("bfloat16" if bfloat16 else "float32")
+    case = parity.Case(Layout(zero=zero), steps=1 if context.dry else 3, engine=engine)
+    about = {"zero": zero, "dtype": engine.dtype}
+    context.attempt(about, lambda: _compare(context, case, about))
+
+
+def _compare(context: Context, case: parity.Case, about: dict[str, object]) -> None:
+    (found,) = parity.prove([case], Path("found.jsonl"))
+    measured = {name: (getattr(found, name), found.tolerance) for name in ("loss", "norm", "gradient")}
+    context.check({**about, "worst": found.worst}, measured, compared=found.compared > 0)
