@@ -90,10 +90,9 @@ def load_head() -> HeadModel:
 
     Several processes may call this at once: each builds or reads a whole file, and the last rename wins with equal bytes.
     """
-    data = _data_folder()
-    path = cache_folder() / f"head-{MODEL_VERSION}-{_fingerprint(data)}.npz"
+    path = cache_file()
     if not path.exists():
-        model = _build(data)
+        model = _build(_data_folder())
         buffer = io.BytesIO()
         np.savez(buffer, **_arrays(model))  # type: ignore[arg-type]
         try:
@@ -106,6 +105,11 @@ def load_head() -> HeadModel:
             return _from_arrays(dict(stored))
     except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise UserError(f"{path} is not a head model ({error}): delete it, it is rebuilt") from None
+
+
+def cache_file() -> Path:
+    """The compact model of the installed data, whether or not it has been built; its name holds a hash of the data."""
+    return cache_folder() / f"head-{MODEL_VERSION}-{_fingerprint(_data_folder())}.npz"
 
 
 def cache_folder() -> Path:

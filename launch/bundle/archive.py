@@ -22,10 +22,10 @@ def write(members: Sequence[Member], path: Path, limit: int) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("wb") as raw:
-            with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
-                with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
-                    for member in members:
-                        _add(archive, member)
+            packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
+            with packed, tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+                for member in members:
+                    _add(archive, member)
             size = raw.tell()
         if size > limit:
             raise UserError(
