@@ -104,7 +104,7 @@ data: $(READY)  ## render faces, train both tokenizers, tokenize, verify
 	$(GPTFACE) faces render $(OUT)/held_out --count $(HELD_OUT) $(RENDER) --seed 1 --workers $(WORKERS)
 	$(GPTFACE) faces sheet $(OUT)/faces $(OUT)/faces.png
 	test -f $(OUT)/tokenizers/text.model || $(GPTFACE) tokenizer text $(OUT)/faces $(OUT)/tokenizers/text.model --kind bpe --size $(WORDS)
-	$(GPTFACE) tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset $(PRESET) --size $(SIZE) --codes $(CODES) --steps $(TOKENIZER_STEPS) --held-out $(HELD_OUT) --precision bf16 --workers $(READERS)
+	$(GPTFACE) tokenizer image $(OUT)/faces $(OUT)/tokenizers/image --preset $(PRESET) --size $(SIZE) --codes $(CODES) --steps $(TOKENIZER_STEPS) --held-out $(HELD_OUT) --precision auto --workers $(READERS)
 	$(GPTFACE) tokenizer join $(OUT)/tokenizers
 	$(GPTFACE) data tokenize $(OUT)/faces $(OUT)/tokens --tokenizers $(OUT)/tokenizers --size $(SIZE) --workers $(WORKERS) --device $(DEVICE)
 	$(GPTFACE) data tokenize $(OUT)/held_out $(OUT)/held_out_tokens --tokenizers $(OUT)/tokenizers --size $(SIZE) --device $(DEVICE)
@@ -159,7 +159,7 @@ gpu-study: quickstart  ## the learning run on one GPU, in a quarter of an hour: 
 
 .PHONY: gpu-bundle
 gpu-bundle: data  ## one archive that carries all this to a GPU machine without internet: docs/gpu.md
-	$(GPTFACE) bundle dist/gptface-gpu.tar.gz --data $(OUT)
+	$(GPTFACE) bundle dist/gptface-gpu.tar.xz --data $(OUT)
 
 check: lint types test  ## lint, types and tests
 

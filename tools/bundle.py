@@ -7,7 +7,7 @@ import typer
 
 
 def bundle(
-    out: Annotated[Path, typer.Argument(help="Archive to write (.tar.gz).", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Archive to write (.tar.xz).", show_default=False)],
     data: Annotated[Path, typer.Option(help="The quickstart's folder: its tokens and tokenizers go with it.")] = Path("out"),
     wheels: Annotated[Path, typer.Option(help="Folder for the wheels, kept between calls.")] = Path("build/wheels"),
     limit: Annotated[float, typer.Option(help="Largest archive in MiB; a larger one is refused.")] = 40.0,
@@ -22,4 +22,4 @@ def bundle(
     members += contents.wheels(wheels)
     size = archive.write(members, out, int(limit * archive.MIB))
     print(f"{out}: {size / archive.MIB:.1f} MiB ({archive.account(members)}), {len(members)} files in {contents.FOLDER}/")
-    print(f"there: tar xzf {out.name} && python3 {contents.FOLDER}/launch/bundle/install.py")
+    print(f"there: tar xJf {out.name} && python3 {contents.FOLDER}/launch/bundle/install.py")

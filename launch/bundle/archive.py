@@ -1,7 +1,7 @@
 """The archive: files in one order with fixed times and owners, and a limit to its size."""
 
-import gzip
 import io
+import lzma
 import os
 import tarfile
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 
 def write(members: Sequence[Member], path: Path, limit: int) -> int:
-    """Write a ``.tar.gz``, whole or not at all; its size in bytes.
+    """Write a ``.tar.xz``, whole or not at all; its size in bytes.
 
     :class:`UserError` where it has more than ``limit`` bytes; then nothing is left of it.
     """
@@ -22,8 +22,7 @@ def write(members: Sequence[Member], path: Path, limit: int) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("wb") as raw:
-            packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
-            with packed, tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            with lzma.open(raw, "wb") as packed, tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
                 for member in members:
                     _add(archive, member)
             size = raw.tell()

@@ -8,6 +8,7 @@ from pathlib import Path
 from gptface_dist.data.shards import INDEX_FORMAT, INDEX_NAME, Index, sidecar_path
 from gptface_dist.errors import UserError
 from gptface_dist.faces import head_model
+from gptface_dist.launch.bundle.wheels import stored
 from gptface_dist.tokenizers.image_files import CONFIG_NAME, weights_path
 from gptface_dist.tokenizers.vocabulary import IMAGE_NAME, TEXT_NAME, VOCABULARY_NAME
 
@@ -82,5 +83,5 @@ def head_data() -> list[Member]:
 
 
 def wheels(folder: Path) -> list[Member]:
-    """All wheels of a folder."""
-    return [Member(f"{WHEELS}/{path.name}", path, "wheels") for path in sorted(folder.glob("*.whl"))]
+    """All wheels of a folder, each as :func:`~gptface_dist.launch.bundle.wheels.stored`."""
+    return [Member(f"{WHEELS}/{path.name}", stored(path), "wheels") for path in sorted(folder.glob("*.whl"))]

