@@ -25,8 +25,8 @@ def backend() -> str:
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 in hardware. A CPU with no more than AVX2 emulates it: a convolution and its gradient
-    take 22 times as long as in float32 (torch 2.13, one thread of an AMD EPYC, 2026-11-27).
+    """Whether a device multiplies bfloat16 in hardware. A CPU with no more than AVX2 emulates it: a convolution and its
+    gradient take 22 times as long as in float32 (torch 2.13, one thread of an AMD EPYC, 2026-11-27).
     """
     return device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
