@@ -150,7 +150,7 @@ gpu-study: WORKERS = $(CORES)
 gpu-study: READERS = $(CORES)
 gpu-study: DEVICE = cuda
 gpu-study: CONFIG = configs/gpu_study.yaml
-gpu-study: STEPS = 1200
+gpu-study: STEPS = 1000
 gpu-study: LAYOUT =
 gpu-study: OUT = out-gpu-study
 gpu-study: quickstart  ## the learning run on one GPU, in a quarter of an hour: docs/gpu.md
@@ -164,4 +164,4 @@ gpu-bundle: data  ## one archive that carries all this to a GPU machine without 
 check: lint types test  ## lint, types and tests
 
 clean:  ## remove what was built
-	rm -rf $(VENV) build out out-* *.egg-info
+	rm -rf $(VENV) build dist out out-* *.egg-info

@@ -33,7 +33,7 @@ class Wheel:
 
 def read_wheels(folder: Path) -> dict[str, Wheel]:
     """By name."""
-    found = {}
+    found: dict[str, Wheel] = {}
     for path in sorted(folder.glob("*.whl")):
         with zipfile.ZipFile(path) as packed:
             # At the top: setuptools has packages with metadata of their own inside.
@@ -56,7 +56,7 @@ def project_requires(setup: Path) -> list[str]:
 
 def installed(names: Iterable[str]) -> dict[str, str]:
     """Versions of those that this Python has."""
-    found = {}
+    found: dict[str, str] = {}
     for name in names:
         try:
             found[name] = metadata.version(name)
