@@ -49,7 +49,7 @@ def generate(
     check_out(out)
     sampling = _sampling(Sampling(), seed, steps, temperature, top_k)
     guidance = _guidance(Guidance(), classifier_free, gradient, rerank)
-    generator = _load(release, device)
+    generator = load(release, device)
     with _progress("drawing", len(text) * n * guidance.rerank) as on_step:
         drawn = generator.generate(text, n, sampling, guidance, on_step)
     write_image(strip([picture.image for picture in drawn], columns or n), out)
@@ -104,7 +104,7 @@ def edit(
         raise UserError(f"{len(texts)} texts and {len(wheres)} regions: give one region, or one for each text")
     sampling = _sampling(preset.sampling, seed, steps, temperature, top_k)
     guidance = _guidance(preset.guidance, classifier_free, gradient, rerank)
-    generator = _load(release, device)
+    generator = load(release, device)
     chosen = [regions.region(where, generator.size, parsing) for where in wheres]
     current = generator.read(image, resize)
     shown = [current]
@@ -140,7 +140,7 @@ def caption(
 
     sampling = _sampling(CAPTION_SAMPLING, seed, steps, temperature, top_k)
     guidance = _guidance(Guidance(), None, gradient, rerank)
-    generator = _load(release, device)
+    generator = load(release, device)
     with _progress("describing", n * len(CAPTION_LENGTHS) * guidance.rerank) as on_step:
         found = generator.caption(image, n, sampling, guidance, on_step=on_step)
     for one in found:
@@ -154,7 +154,7 @@ def score(
     device: Device = None,
 ) -> None:
     """Print p(match): how likely the model finds it that picture and text belong together."""
-    print(f"{_load(release, device).score(image, text):.4f}")
+    print(f"{load(release, device).score(image, text):.4f}")
 
 
 def register(app: typer.Typer) -> None:
@@ -163,7 +163,8 @@ def register(app: typer.Typer) -> None:
         app.command(command.__name__)(command)
 
 
-def _load(release: Path, device: str | None) -> "Generator":
+def load(release: Path, device: str | None) -> "Generator":
+    """A release on ``device``: by default a GPU where there is one; :class:`UserError` for another name or no GPU."""
     import torch
 
     from gptface_dist.generation import Generator

@@ -9,6 +9,7 @@ from gptface_dist.errors import UserError
 from gptface_dist.tools import (
     attention,
     bench,
+    bundle,
     data,
     faces,
     fp8,
@@ -45,6 +46,7 @@ app.command("parity")(parity.parity)
 app.command("report")(report.report)
 app.command("study")(study.study)
 app.command("train")(train.train)
+app.command("bundle")(bundle.bundle)
 app.command("curves")(train.curves)
 app.command("health")(health.health)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gptface_dist.tools.generate import Device, load
 from gptface_dist.tools.progress import bar
 
 
@@ -23,17 +24,17 @@ def study(
     held_out: Annotated[int, typer.Option(help="Further faces, that they are tested on and that are edited.")] = 300,
     epochs: Annotated[int, typer.Option(help="Of a judge's training.")] = 12,
     steps: Annotated[int, typer.Option(help="Passes of the model a picture.")] = 12,
+    device: Device = None,
 ) -> None:
     """Measure prompt agreement, guidance, diversity and edits, judged by a classifier trained on rendered faces."""
     from gptface_dist.data.tokenizer_corpus import open_pictures
-    from gptface_dist.generation import Generator
     from gptface_dist.generation.study import report
     from gptface_dist.generation.study.study import StudyOptions
     from gptface_dist.generation.study.study import study as measure
 
     options = StudyOptions(prompts, edits, seeds, judge_faces, held_out, epochs, steps)
     folder = open_pictures(faces)
-    generator = Generator.from_pretrained(release)
+    generator = load(release, device)
     # Before the work, not after it.
     report.make_folder(out)
     with bar() as progress:

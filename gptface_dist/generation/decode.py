@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptface_dist.generation.guidance import pull
-from gptface_dist.generation.model import device_of, logits_of, match_probabilities
+from gptface_dist.generation.model import device_of, fast_products, logits_of, match_probabilities
 from gptface_dist.generation.noise import Noise
 from gptface_dist.generation.options import Guidance, Sampling
 from gptface_dist.generation.sequence import Rows, Unfinished, batches, stack
@@ -59,23 +59,28 @@ def complete(
 ) -> list[Drawn]:
     """Complete sequences, each as if it were alone: the others, their number and order change nothing.
 
+    All candidates of all sequences fill batches together, so that a few sequences do not leave a GPU's rows empty.
+
     Args:
         model: in evaluation mode.
         tasks: what to complete.
         ids: the joint ids to draw from: those of the wanted tokens' modality.
         sampling: steps, temperature, seed.
         options: guidance.
-        done: called after every forward batch of all steps, for progress.
+        done: called for every candidate that is complete, for progress.
     """
     found: list[Drawn | None] = [None] * len(tasks)
-    for candidate in range(options.rerank):
-        for numbers in batches([task.sequence for task in tasks], device_of(model)):
-            chosen = [tasks[number] for number in numbers]
-            noises = [Noise(sampling.seed, task.number, candidate) for task in chosen]
-            for number, drawn in zip(numbers, _decode(model, chosen, ids, noises, sampling, options), strict=True):
-                best = found[number]
-                if best is None or drawn.match > best.match:
-                    found[number] = drawn
+    draws = [(number, candidate) for candidate in range(options.rerank) for number in range(len(tasks))]
+    for batch in batches([tasks[number].sequence for number, _ in draws], device_of(model)):
+        numbers = [draws[row][0] for row in batch]
+        chosen = [tasks[number] for number in numbers]
+        noises = [Noise(sampling.seed, tasks[number].number, candidate) for number, candidate in (draws[row] for row in batch)]
+        with fast_products(device_of(model)):
+            completed = _decode(model, chosen, ids, noises, sampling, options)
+        for number, drawn in zip(numbers, completed, strict=True):
+            best = found[number]
+            if best is None or drawn.match > best.match:
+                found[number] = drawn
             done()
     return [drawn for drawn in found if drawn is not None]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from gptface_dist.errors import UserError
 from gptface_dist.generation import presets, region
 from gptface_dist.generation.decode import Drawn, Task, complete
-from gptface_dist.generation.model import match_probabilities
+from gptface_dist.generation.model import device_of, match_probabilities
 from gptface_dist.generation.options import Guidance, Sampling
 from gptface_dist.generation.pictures import Picture, read_pixels
 from gptface_dist.generation.sequence import compose
@@ -93,6 +93,11 @@ class Generator:
         longest, dropped = data.get("batch", {}).get("text_length"), data.get("masking", {}).get("drop_share")
         return cls(release.model, release.text, release.image, release.config.grid, longest, dropped != 0)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return device_of(self.model)
+
     def generate(
         self,
         text: str | Sequence[str],
@@ -131,9 +136,13 @@ class Generator:
         scaled = torch.from_numpy(pixels.copy()).permute(2, 0, 1).to(torch.float32) / 127.5 - 1
         return Picture(pixels, self._image.encode(scaled.unsqueeze(0).to(self._image.device))[0].cpu().numpy())
 
-    def reconstruct(self, source: Source) -> np.ndarray:
-        """A picture as its codes are decoded: uint8 [S, S, 3]; what the best possible model would draw."""
-        return self._pixels(torch.from_numpy(self.read(source).codes))
+    def reconstruct(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Pictures of the model's size, uint8 [S, S, 3], as their codes are decoded: what the best model could draw.
+
+        A picture's result does not depend on the others.
+        """
+        pixels = torch.from_numpy(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+        return [self._pixels(codes) for codes in self._image.encode(pixels)]
 
     def edit(
         self,

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptface_dist.errors import UserError
-from gptface_dist.generation import Generator, Gradient, Guidance, Sampling
+from gptface_dist.generation import Generator, Gradient, Guidance, Sampling, decode
 from gptface_dist.generation import sequence as sequences
 from gptface_dist.generation.decode import draw, still_masked
+from gptface_dist.generation.model import fast_products
 from gptface_dist.generation.noise import Noise
 from gptface_dist.generation.sequence import Shape, compose
 
@@ -135,6 +136,43 @@ def test_full_padded_batches_draw_the_same(generator: Generator, monkeypatch: py
     for one, other in zip(alone, batched, strict=True):
         assert (one.codes == other.codes).all()
         assert one.match == pytest.approx(other.match, abs=1e-6)
+
+
+def test_candidates_fill_batches_together(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One picture, best of four, in batches of four rows: one batch, and the same best candidate as one after the other."""
+    monkeypatch.setattr(sequences, "shape_on", lambda device: Shape(4, 16))
+    drawing = decode._decode
+    rows: list[int] = []
+
+    def counted(model, tasks, *rest):  # type: ignore[no-untyped-def]
+        rows.append(len(tasks))
+        return drawing(model, tasks, *rest)
+
+    monkeypatch.setattr(decode, "_decode", counted)
+    done: list[None] = []
+    (best,) = generator.generate(TEXT, 1, Sampling(steps=3), Guidance(rerank=4), lambda: done.append(None))
+    assert (rows, len(done)) == ([4], 4)
+    firsts = [generator.generate(TEXT, 1, Sampling(steps=3), Guidance(rerank=n))[0].match for n in (1, 2, 3, 4)]
+    assert firsts == sorted(firsts), "more candidates, no worse match"
+    assert best.match == pytest.approx(firsts[-1])
+
+
+def test_gpus_multiply_in_tensor_float_32_while_they_draw_and_only_then() -> None:
+    before = torch.get_float32_matmul_precision()
+    assert before == "highest", "torch's own default: the image tokenizer's codes need it"
+    during = []
+
+    def fail() -> None:
+        with fast_products(torch.device("cuda", 0)):
+            during.append(torch.get_float32_matmul_precision())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert during == ["high"]
+    assert torch.get_float32_matmul_precision() == before
+    with fast_products(torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() == before
 
 
 def test_sequences_are_laid_out_as_in_training(generator: Generator) -> None:

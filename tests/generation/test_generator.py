@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gptface_dist import release
@@ -84,6 +85,16 @@ def test_codes_of_a_picture_are_those_of_the_tokenizer(generator: Generator, tmp
         assert (generator.read(source).codes == read.codes).all()
     assert generator.read(read) is read
     assert generator.read(picture(2, 20)).pixels.shape == (8, 8, 3)
+
+
+def test_reconstructions_do_not_know_of_each_other(generator: Generator) -> None:
+    pictures = [picture(number) for number in range(3)]
+    together = generator.reconstruct(pictures)
+    for pixels, rebuilt in zip(pictures, together, strict=True):
+        codes = torch.from_numpy(generator.read(pixels).codes)
+        decoded = (generator._image.decode(codes[None])[0].permute(1, 2, 0) + 1) * 127.5
+        assert (rebuilt == decoded.round().to(torch.uint8).numpy()).all()
+        assert (generator.reconstruct([pixels])[0] == rebuilt).all()
 
 
 def test_captions_are_texts_the_best_first(generator: Generator) -> None:

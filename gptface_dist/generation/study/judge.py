@@ -26,6 +26,7 @@ from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, Values, values
 
 BATCH = 32
 RATE = 2e-3
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,9 @@ class Judge(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
 
-def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
-    """uint8 [S, S, 3] each -> float32 [B, 3, S, S] in [-1, 1]."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_pixels(pictures: Tensor) -> Tensor:
+    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [-1, 1], where the pictures are."""
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train_judge(
@@ -115,16 +116,20 @@ def train_judge(
     epochs: int,
     seed: int,
     on_step: Callable[[], None] = lambda: None,
+    device: torch.device = CPU,
 ) -> Judge:
     """Train on pictures with their traits; mirrored at random. A function of the arguments, up to the device's rounding.
+
+    All pictures lie on ``device`` meanwhile, as bytes.
 
     Logits learn beside the logarithm of how often each value appears (Menon et al. 2021, "Long-tail learning via logit
     adjustment"), so that alone they take all values for equally likely.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        judge, pixels = Judge(), to_tensor(pictures)
-        truth = {name: torch.tensor([one[name] for one in values]) for name in TRAITS}
+        judge = Judge().to(device)
+        everything = torch.from_numpy(np.stack(pictures)).to(device)
+        truth = {name: torch.tensor([one[name] for one in values], device=device) for name in TRAITS}
         known = {name: torch.bincount(one[one != UNKNOWN], minlength=len(TRAITS[name])) for name, one in truth.items()}
         # One more of each, for values that no picture has.
         often = {name: ((count + 1) / (count + 1).sum()).log() for name, count in known.items()}
@@ -132,11 +137,12 @@ def train_judge(
         optimizer = torch.optim.AdamW(judge.parameters(), RATE, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=max(1, steps))
         for _ in range(epochs):
-            order = torch.randperm(len(pictures))
+            # Drawn on the CPU, so that every device trains on the same order; dropout is the device's own.
+            order = torch.randperm(len(pictures)).to(device)
             for start in range(0, len(order) - BATCH + 1, BATCH):
                 rows = order[start : start + BATCH]
-                batch = pixels[rows]
-                batch = torch.where(torch.rand(BATCH, 1, 1, 1) < 0.5, batch, batch.flip(-1))
+                batch = to_pixels(everything[rows])
+                batch = torch.where(torch.rand(BATCH, 1, 1, 1).to(device) < 0.5, batch, batch.flip(-1))
                 found = judge(batch)
                 losses = [
                     functional.cross_entropy(
@@ -157,8 +163,9 @@ def train_judge(
 def judged(judge: Judge, pictures: Sequence[np.ndarray]) -> list[Values]:
     """The likeliest value of every trait, for each picture."""
     found: list[Values] = []
+    device = next(judge.parameters()).device
     for start in range(0, len(pictures), BATCH):
-        logits = judge(to_tensor(pictures[start : start + BATCH]))
+        logits = judge(to_pixels(torch.from_numpy(np.stack(pictures[start : start + BATCH])).to(device)))
         best = {name: logits[name].argmax(-1).tolist() for name in TRAITS}
         found += [dict(zip(best, row, strict=True)) for row in zip(*best.values(), strict=True)]
     return found

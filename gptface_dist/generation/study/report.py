@@ -34,7 +34,7 @@ Traits are independent of each other, all values are asked for equally often. Ea
 sees what was asked (interval over prompts). *Chance*: the same if pictures had nothing to do with their prompts. *Judge*:
 its accuracy on held-out faces as the image tokenizer reconstructs them, mean over a trait's values: about the most that could
 be measured. *Gain*: of the mean over the first row, for the same prompts and noise. *Diversity*: root mean square difference of
-two pictures of one prompt, in grey levels of 255. *Time*: CPU seconds a picture.
+two pictures of one prompt, in grey levels of 255. *Time*: seconds a picture{clock}.
 """
 EDITS = """
 ## Edits
@@ -66,9 +66,10 @@ def make_folder(out: Path) -> None:
 
 def write(found: Study, out: Path, command: str) -> None:
     """Write ``study.md``, ``study.json`` and ``study.png`` into a folder that exists."""
+    gpu = f", {found.gpu}" if found.gpu else ""
     where = (
         f"{datetime.date.today().isoformat()}, {platform.machine()} with {os.cpu_count()} CPU cores, "
-        f"{torch.get_num_threads()} used, torch {torch.__version__}."
+        f"{torch.get_num_threads()} used{gpu}, torch {torch.__version__}."
     )
     numbers = {
         "command": command,
@@ -93,7 +94,8 @@ def markdown(found: Study) -> str:
 def _prompts(found: Study) -> list[str]:
     first = next(iter(found.modes.values()))
     asked = f"{first.mean.trials} prompts such as *{found.shown[0]}*, {PAIR} pictures each."
-    lines = [PROMPTS.format(asked=asked), *_head("", *TRAITS, "mean", "gain", "diversity", "time")]
+    clock = " of the whole process on the GPU" if found.gpu else ", of a CPU core"
+    lines = [PROMPTS.format(asked=asked, clock=clock), *_head("", *TRAITS, "mean", "gain", "diversity", "time")]
     for mode, one in found.modes.items():
         gain = "" if one is first else str(one.gain)
         measured = (one.mean, gain, f"{one.diversity:.1f}", f"{one.seconds:.2f} s")

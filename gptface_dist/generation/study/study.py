@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import torch
 
 from gptface_dist.data.folder import ShardFolder
 from gptface_dist.errors import UserError
@@ -58,6 +59,8 @@ class Study:
     """By trait: true texts that the matching head prefers."""
     captions: dict[str, CaptionResult]
     """By trait."""
+    gpu: str
+    """Name of the GPU that computed; empty where the CPU did."""
 
 
 def study(
@@ -72,15 +75,17 @@ def study(
     size, total = generator.size, options.judge_faces + options.held_out
     found = read_faces(faces, total, size, progress("reading faces", total))
     advance = progress("reconstructing", total)
-    rebuilt = []
-    for face in found:
-        rebuilt.append(generator.reconstruct(face.pixels))
-        advance()
+    rebuilt: list[np.ndarray] = []
+    for start in range(0, total, BATCH):
+        several = [face.pixels for face in found[start : start + BATCH]]
+        rebuilt += generator.reconstruct(several)
+        for _ in several:
+            advance()
     known, seeds = options.judge_faces, options.seeds
     pictures = [face.pixels for face in found[:known]] + rebuilt[:known]
     values = [face.values for face in found[:known]] * 2
     advance = progress("training judges", seeds * options.epochs * (len(pictures) // BATCH))
-    judges = [train_judge(pictures, values, options.epochs, seed, advance) for seed in range(seeds)]
+    judges = [train_judge(pictures, values, options.epochs, seed, advance, generator.device) for seed in range(seeds)]
     held_out = found[known:]
     draws = sum(guidance.rerank for guidance in MODES.values()) * options.prompts * seeds * PAIR
     sampling = Sampling(options.steps)
@@ -91,6 +96,7 @@ def study(
         measure_edits(generator, judges, held_out, options.edits, progress("editing", 3 * options.edits * seeds)),
         measure_matching(generator, held_out, options.edits, seeds, progress("matching", options.edits * seeds)),
         measure_captions(generator, held_out, options.edits, seeds, progress("describing", options.edits * seeds)),
+        torch.cuda.get_device_name(generator.device) if generator.device.type == "cuda" else "",
     )
 
 
