@@ -209,17 +209,12 @@ def _amounts(work: "Workload", steps: range, processes: int) -> dict[str, tuple[
     """What a mean step does, to be divided by its seconds: heading -> (amount, format)."""
     import torch
 
-    from gptface_dist.sequence import IGNORE
-    from gptface_dist.training.flops import Work, model_flops, peak_tflops
+    from gptface_dist.benchmarks.work import done
+    from gptface_dist.training.flops import model_flops, peak_tflops
 
-    batches = [batch for step in steps for batch in work.batches(step)]
-    lengths = torch.cat([batch.lengths for batch in batches])
-    labels = torch.cat([batch.labels[batch.labels != IGNORE] for batch in batches])
-    text = int((labels < work.vocabulary.image_offset).sum())
-    tokens = int(lengths.sum())
-    done = Work(tokens, int((lengths**2).sum()), text, len(labels) - text, len(lengths))
-    flops = model_flops(work.model, work.text_ids, work.image_codes, done) / len(steps) / processes
-    found = {"tokens/s": (tokens / len(steps), ",.0f")}
+    amount = done([batch for step in steps for batch in work.batches(step)])
+    flops = model_flops(work.model, work.text_ids, work.image_codes, amount) / len(steps) / processes
+    found = {"tokens/s": (amount.tokens / len(steps), ",.0f")}
     if torch.cuda.is_available():
         found["TFLOP/s a GPU"] = (flops / 1e12, ".1f")
         peak = peak_tflops(torch.cuda.get_device_name(), work.engine.dtype)

@@ -19,7 +19,7 @@ from gptface_dist.benchmarks.gpu import records
 if TYPE_CHECKING:
     import torch
 
-    from gptface_dist.kernels.attention.benchmark import Timer
+    from gptface_dist.kernels.attention.timing import Timer
 
 Measured = Mapping[str, tuple[float, float]]
 """Quantity -> (its value, the largest that is right, above 0)."""
@@ -83,6 +83,10 @@ class Context:
         """Seconds until the part is killed."""
         return self._given.seconds - (time.monotonic() - self._began)
 
+    def beside(self, part: str, name: str) -> Path:
+        """A file that a part leaves beside its records, for later parts and for who looks into the folder."""
+        return Path(self._given.out).with_name(f"{part}.{name}")
+
     def device(self) -> "torch.device":
         """Where this part computes."""
         import torch
@@ -92,7 +96,7 @@ class Context:
     def timer(self, rounds: int) -> "Timer":
         """Median milliseconds of a call; in a dry run, which measures nothing, of one call."""
         if not self.dry:
-            from gptface_dist.kernels.attention.benchmark import cuda_timer
+            from gptface_dist.kernels.attention.timing import cuda_timer
 
             return cuda_timer(rounds)
 

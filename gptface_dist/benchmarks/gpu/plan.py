@@ -40,11 +40,15 @@ _DRY_KERNELS = (*_KERNELS[:4], _KERNELS[-1])
 # Correctness first, then what is worth most. A new part is a file in parts/ and a line here.
 PARTS = (
     Part("right", 100, "kernels", True, _KERNELS, _DRY_KERNELS, interpret=True),
+    Part("compile_launches", 100, "kernels", False, interpret=True),
     Part("parity", 90, "system", True, ("zero0", "zero1", "zero3", "bfloat16"), ("zero1", "bfloat16")),
     Part("train", 110, "system", True),
     Part("kernel_tests", 110, "system", True, interpret=True),
     Part("ceilings", 30, ALONE, False),
+    Part("speed", 100, ALONE, False, interpret=True),
+    Part("tune", 85, ALONE, False, interpret=True),
     Part("step", 75, ALONE, False, ("base", "1b"), ("base",)),
+    Part("speed_tuned", 45, ALONE, False, interpret=True),
     Part("loss", 40, ALONE, False),
 )
 

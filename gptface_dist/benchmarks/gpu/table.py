@@ -12,6 +12,8 @@ WIDTH = 160
 """Characters of a line."""
 OWN = ("begin", "end", "check", "failed", "left out")
 """Kinds of records that are no measurements."""
+DETAILS = ("trial",)
+"""Kinds of which there are hundreds; another record sums them up, and they stand in gpu.json."""
 SHORTER = (1000, 100, 80, 60, 50, 40, 30, 24, 18, 12, 8, 5, 3, 1)
 """Rows of each list, tried in this order until the whole fits."""
 
@@ -97,7 +99,7 @@ def _sections(results: Sequence[Result]) -> Iterator[list[str]]:
         lines = ((result, f"{_words(one.get('about', {}))}: {one.get('why')}") for result in results for one in result.of(kind))
         yield _listed(kind, lines)
     for part, group in groupby(results, key=lambda result: result.task.part.name):
-        records = [one for result in group for one in result.file.records if one["kind"] not in OWN]
+        records = [one for result in group for one in result.file.records if one["kind"] not in (*OWN, *DETAILS)]
         for kind in dict.fromkeys(one["kind"] for one in records):
             yield _measurements(part, kind, [one for one in records if one["kind"] == kind])
 

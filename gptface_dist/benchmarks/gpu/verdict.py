@@ -1,7 +1,8 @@
 """What a task's records say about it, and the law of the exit status.
 
 Status 0 needs of every correctness task that it ended by itself, that it checked something, and that no check failed or
-could not be made; of the others only that no check of theirs failed. Slow, missing and failed measurements change nothing.
+could not be made; of the others only that no check of theirs failed. Slow, missing and failed measurements change nothing,
+but in a dry run: there they are faults of the code, which a GPU would meet.
 """
 
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ class Result:
     def problems(self) -> list[str]:
         """Why this task alone makes the status 1; empty where it does not."""
         found = [f"{len(self.wrong)} of {len(self.checks)} checks failed"] if self.wrong else []
-        if not self.task.part.correctness:
+        if not self.task.part.correctness and not self.origin.get("dry"):
             return found
         if self.of("failed"):
             found.append(f"{len(self.of('failed'))} could not be made")
@@ -65,7 +66,7 @@ class Result:
             found.append(str(self.end.get("how")))
         if self.file.damaged:
             found.append(f"{self.file.damaged} records cannot be read")
-        if not self.checks and not found:
+        if self.task.part.correctness and not self.checks and not found:
             found.append("checked nothing")
         return found
 

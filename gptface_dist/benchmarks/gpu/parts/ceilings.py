@@ -19,7 +19,7 @@ def run(context: Context) -> None:
 
 
 def _ceilings(context: Context, side: int) -> None:
-    from gptface_dist.kernels.attention.benchmark import ceilings
+    from gptface_dist.kernels.attention.timing import ceilings
 
     bandwidth, bf16, fp8 = ceilings(context.timer(20), context.device(), side)
     context.record("ceilings", side=side, copy_gb_s=bandwidth, bf16_tflops=bf16, fp8_tflops=fp8)

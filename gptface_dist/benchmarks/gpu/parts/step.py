@@ -1,15 +1,14 @@
 """The engine's whole optimizer step: tokens/s, TFLOP/s, MFU and memory, with each attention."""
 
-import contextlib
 import time
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gptface_dist import host, meeting
 from gptface_dist.benchmarks.gpu.context import Context
+from gptface_dist.benchmarks.work import done
 from gptface_dist.config import load
 from gptface_dist.data.batch import Batch
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
@@ -20,8 +19,7 @@ from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.names import count
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.place import Place
-from gptface_dist.sequence import IGNORE
-from gptface_dist.training.flops import Work, model_flops, peak_tflops
+from gptface_dist.training.flops import model_flops, peak_tflops
 
 if TYPE_CHECKING:
     from gptface_dist.engine.engine import Engine
@@ -34,12 +32,8 @@ TOKENS = {"base": 20000, "1b": 10000}
 """Tokens of a micro-batch, about."""
 WARM_UP, STEPS = 3, 8
 TIMEOUT_S = 120.0
-CUDNN_FIRST = (SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-"""PyTorch asks its flash attention first, which takes no mask, and its memory-efficient one next."""
-
 WAYS = {
     "sdpa": AttentionOptions("sdpa"),
-    "sdpa, cudnn first": AttentionOptions("sdpa"),
     **{f"fp8, backward {backward}": AttentionOptions("fp8", fp8=Fp8Options(backward)) for backward in BACKWARDS},
 }
 
@@ -79,42 +73,34 @@ def longest(batches: list[Batch[Tensor]]) -> int:
     return max(int(batch.lengths.max()) for batch in batches)
 
 
-def done(batches: list[Batch[Tensor]], image_offset: int) -> Work:
-    """What a step on these micro-batches computes; ``image_offset`` is the first id of an image code."""
-    lengths = torch.cat([batch.lengths for batch in batches])
-    labels = torch.cat([batch.labels[batch.labels != IGNORE] for batch in batches])
-    text = int((labels < image_offset).sum())
-    return Work(int(lengths.sum()), int((lengths**2).sum()), text, len(labels) - text, len(lengths))
-
-
 def _measure(
     context: Context, engine: "Engine", work: Workload, batches: list[list[Batch[Tensor]]], way: str, about: dict[str, object]
 ) -> None:  # fmt: skip
     """Time steps with one attention; the engine trains on from wherever it is."""
     from gptface_dist.engine.attention import attentions
+    from gptface_dist.engine.syncs import synchronisations
 
     for _, attention in attentions(engine):
         attention.options = WAYS[way]
-    chosen = sdpa_kernel(list(CUDNN_FIRST), set_priority=True) if "cudnn" in way else contextlib.nullcontext()
-    with chosen:
-        if not context.dry:
-            torch.cuda.reset_peak_memory_stats()
-        seconds, losses = [], []
-        for step in range(2 if context.dry else WARM_UP + STEPS):
-            _wait(context)
-            began = time.perf_counter()
-            losses.append(engine.step(batches[step % len(batches)]).loss)
-            _wait(context)
-            seconds.append(time.perf_counter() - began)
+    if not context.dry:
+        torch.cuda.reset_peak_memory_stats()
+    seconds, losses = [], []
+    for step in range(2 if context.dry else WARM_UP + STEPS):
+        _wait(context)
+        began = time.perf_counter()
+        losses.append(engine.step(batches[step % len(batches)]).loss)
+        _wait(context)
+        seconds.append(time.perf_counter() - began)
     timed = sorted(seconds[1 if context.dry else WARM_UP :])
     # The three batches in turn are of equal shape, and nearly of equal work.
-    amount, median = done(batches[0], work.vocabulary.image_offset), timed[len(timed) // 2]
+    amount, median = done(batches[0]), timed[len(timed) // 2]
     rate = model_flops(work.model, work.text_ids, work.image_codes, amount) / median / 1e12
     peak = None if context.dry else peak_tflops(torch.cuda.get_device_name(), work.engine.dtype)
     context.record(
         "step", **about, sequences=amount.sequences, ms=1000 * median, min_ms=1000 * timed[0], max_ms=1000 * timed[-1],
         tokens_s=amount.tokens / median, tflops=rate, mfu=None if peak is None else rate / peak,
         gib=None if context.dry else torch.cuda.max_memory_allocated() / 2**30, loss=losses[-1],
+        host_waits=None if context.dry else synchronisations(engine, batches) / len(batches),
     )  # fmt: skip
 
 
