@@ -87,6 +87,7 @@ def test_kernels_compute_the_recipe(kind: str, backward: str, size: int, normed:
         assert relative(a, b) < 1e-2
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="compiled, products of float32 are in TF32")
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("backward", BACKWARDS)
 def test_kernels_that_round_nothing_are_exact(backward: str, normed: bool) -> None:

@@ -16,6 +16,7 @@ from gptface_dist.model.attention import sdpa
 from gptface_dist.tools.main import app
 
 runner = CliRunner()
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
@@ -29,12 +30,15 @@ def test_every_way_is_called_and_right(qk_norm: bool) -> None:
         calls += 1
         return 2.0
 
-    found = list(compare(Shape(40, 64, 1, 1), timer, torch.device("cpu"), Comparison(qk_norm=qk_norm)))
+    found = list(compare(Shape(40, 64, 1, 1), timer, DEVICE, Comparison(qk_norm=qk_norm)))
     speeds = {one.way: one for one in found if isinstance(one, Speed)}
     tails = ("", ", quantised before", *([", QK-norm apart"] if qk_norm else []))
     ways = {f"fp8, backward {backward}{tail}" for backward in BACKWARDS for tail in tails}
-    assert set(speeds) == {"sdpa flash", *ways}
-    assert [one.way for one in found if isinstance(one, Untimed)] == ["sdpa cudnn", "cudnn fp8, quantised before"]
+    untimed = {one.way for one in found if isinstance(one, Untimed)}
+    assert set(speeds) | untimed == {"sdpa flash", "sdpa cudnn", "cudnn fp8, quantised before", *ways}
+    # What a GPU has besides is its own affair.
+    assert {"sdpa flash", *ways} <= set(speeds)
+    assert DEVICE.type == "cuda" or len(untimed) == 2
     alone = [speed for speed in speeds.values() if speed.parts is not None]
     assert len(alone) == len(BACKWARDS)
     assert calls == 2 * (len(speeds) - len(alone)) + 5 * len(alone)
@@ -60,8 +64,8 @@ def test_batches_of_other_kinds_are_attended_to_rightly(kind: str, untimed: list
         call()
         return 1.0
 
-    found = list(compare(shape, timer, torch.device("cpu"), Comparison(model=sdpa)))
-    assert [one.way for one in found if isinstance(one, Untimed)] == untimed
+    found = list(compare(shape, timer, DEVICE, Comparison(model=sdpa)))
+    assert DEVICE.type == "cuda" or [one.way for one in found if isinstance(one, Untimed)] == untimed
     model = [one.out_error for one in found if isinstance(one, Speed) and one.way == "sdpa as training calls it"]
     assert [(error or 1) < 0.005 for error in model] == [True] * (kind == "padded")
     errors = {one.way: (one.out_error, one.gradient_error) for one in found if isinstance(one, Speed)}

@@ -12,6 +12,7 @@ from gptface_dist.kernels.attention.launch import DK_DV, DQ, FORWARD, Key, Launc
 from gptface_dist.kernels.attention.shapes import Shape
 from gptface_dist.kernels.attention.tuning import Trial, best, tune, tuned_keys
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KEY = Key(DQ, 64, "mixed", False)
 
 
@@ -28,7 +29,7 @@ def small(tokens: int, size: int) -> Shape:
 def test_candidates_are_tried_and_right() -> None:
     """All of a kernel's at the first length, the fastest at the second, each beside the table's own, which comes first."""
     key = Key(DK_DV, 64, "mixed", False)
-    found = list(tune([key], load_table(), once, torch.device("cpu"), lambda: 1.0, (70, 40), small))
+    found = list(tune([key], load_table(), once, DEVICE, lambda: 1.0, (70, 40), small))
     own = load_table().launches[key]
     first = [trial for trial in found if trial.shape.tokens == 70]
     assert first[0].launch == own
@@ -41,7 +42,7 @@ def test_candidates_are_tried_and_right() -> None:
 
 def test_time_that_is_up_ends_it() -> None:
     seconds = iter([3.0, 2.0, 1.0, 0.0, -1.0])
-    found = list(tune([KEY, KEY], load_table(), once, torch.device("cpu"), lambda: next(seconds), (40,), small))
+    found = list(tune([KEY, KEY], load_table(), once, DEVICE, lambda: next(seconds), (40,), small))
     assert len(found) == 2
 
 
@@ -55,7 +56,7 @@ def test_a_launch_that_fails_or_differs_is_not_believed(monkeypatch: pytest.Monk
         return (lambda: [x * 1.1 for x in right()]) if launch.queries == 64 else right
 
     monkeypatch.setattr(KernelSet, "call", broken)
-    found = list(tune([KEY], load_table(), once, torch.device("cpu"), lambda: 1.0, (40,), small))
+    found = list(tune([KEY], load_table(), once, DEVICE, lambda: 1.0, (40,), small))
     failed = [trial for trial in found if trial.launch.keys == 32]
     assert {trial.failure for trial in failed} == {"RuntimeError: out of resource: shared memory"}
     for trial in found:
