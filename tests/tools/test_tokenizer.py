@@ -92,7 +92,7 @@ def test_from_shards_to_a_vocabulary(
         (["text", "{empty}", "out"], "has no index.json: make it with `gptface data index"),
         (["text", "{data}", "out", "--size", "3"], "too small"),
         (["image", "nowhere", "out"], "no folder nowhere"),
-        (["image", "{data}", "out", "--preset", "huge"], "no preset 'huge': choose one of tiny, base, large"),
+        (["image", "{data}", "out", "--preset", "huge"], "no preset 'huge': choose one of tiny, small, base, large"),
         (["image", "{data}", "out", "--size", "18"], "size 18 is not a multiple of the down-sampling factor 4"),
         (["image", "{data}", "out"], "holds 40 pictures, 256 cannot be held out"),
         (["image", "{data}", "out", "--precision", "int8"], "precision must be fp32 or bf16"),
