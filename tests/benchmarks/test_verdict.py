@@ -42,6 +42,14 @@ def test_what_makes_the_status_1(records: list[dict[str, Any]], correctness: lis
         assert right([result(True, BEGIN, OK, END), found]) == (not expected)
 
 
+def test_in_a_dry_run_a_measurement_that_fails_is_a_fault_of_the_code() -> None:
+    dry = BEGIN | {"dry": True}
+    assert result(False, dry, FAILED, END).problems == ["1 could not be made"]
+    assert result(False, dry, KILLED).problems == ["killed after its 3 s"]
+    assert not result(False, dry, LEFT_OUT, END).problems
+    assert not result(False, dry, END).problems
+
+
 def test_a_record_that_cannot_be_read_may_have_been_a_failure() -> None:
     assert result(True, BEGIN, OK, END, damaged=2).problems == ["2 records cannot be read"]
     assert not result(False, BEGIN, OK, END, damaged=2).problems

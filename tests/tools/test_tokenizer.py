@@ -131,6 +131,18 @@ def test_shards_without_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "text.model").exists()
 
 
+@pytest.mark.parametrize(("native", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_precision_auto_is_what_the_hardware_multiplies(
+    native: bool, chosen: str, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gptface_dist.host.native_bfloat16", lambda device: native)
+    status, _, error = gptface(
+        monkeypatch, capsys, "image", data, tmp_path / "image", *IMAGE, "--precision", "auto", "--steps", "1"
+    )
+    assert status == 0, error
+    assert f'"precision": "{chosen}"' in "".join(path.read_text() for path in (tmp_path / "image").glob("*.json"))
+
+
 def test_under_torchrun(tmp_path: Path, data: Path) -> None:
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gptface_dist.tools.main"]
     arguments = ["tokenizer", "image", str(data), str(tmp_path / "image"), *IMAGE]
