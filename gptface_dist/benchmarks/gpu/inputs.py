@@ -1,9 +1,9 @@
-"""Inputs of attention as models have them: with outliers, biased channels and sinks."""
+"""Inputs of attention as models have them: with outliers, biased channels, peaks and sinks."""
 
 import torch
 from torch import Tensor
 
-KINDS = ("normal", "outlier", "channel", "sink")
+KINDS = ("normal", "outlier", "channel", "peaked", "sink")
 
 
 def attention_inputs(kind: str, batch: int, tokens: int, heads: int, size: int, seed: int) -> list[Tensor]:
@@ -24,6 +24,8 @@ def attention_inputs(kind: str, batch: int, tokens: int, heads: int, size: int, 
         k[..., channels[:4]] += torch.tensor([12.0, -9.0, 7.0, -15.0])
         q[..., channels[4:8]] *= 4
         v = v * torch.exp(0.5 * normal(size)) + 0.5 * normal(size)
+    elif kind == "peaked":
+        q = 2 * q + 0.8 * k[:, torch.randperm(tokens, generator=generator)]
     elif kind == "sink":
         direction = torch.nn.functional.normalize(normal(batch, 1, heads, size), dim=-1)
         sink = torch.arange(tokens)[None, :, None, None] < 4
