@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ from gptface_dist.kernels.attention.options import BACKWARDS, Sequences
 
 CASE = Case(40, 64, "mixed", qk_norm=True)
 Fault = Callable[[list[Tensor], Sequences, int], list[Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in a dry run: several share out a padded batch's products otherwise than a packed one's, and round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault | None, case: Case = CASE) -> dict[str, Any]:
