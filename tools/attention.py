@@ -151,7 +151,7 @@ def _tune(
     left: Callable[[], float],
     keep: Callable[[str, Any], None],
 ) -> None:
-    """Time candidates, and write the table after each kernel, so that an early end loses little."""
+    """Time candidates; the table is written after each kernel."""
     import torch
 
     from gptface_dist.kernels.attention import tuning
@@ -164,16 +164,16 @@ def _tune(
     console.print(f"{done} candidates compiled", highlight=False)
     trials: list[tuning.Trial] = []
     name = torch.cuda.get_device_name(device)
-    for trial in tuning.tune(keys, table, timer, device, left):
+    for trial in tuning.written(tuning.tune(keys, table, timer, device, left), table, name, out):
         keep("trial", trial)
-        if trials and trial.key != trials[-1].key:
-            tuning.best(trials, table, name).save(out)
         trials.append(trial)
         time_ms = "not run" if trial.milliseconds is None else f"{trial.milliseconds:.3f} ms"
         wrong = "" if trial.right else f", WRONG: {trial.failure or f'differs by {trial.difference:.3g}'}"
         console.print(f"{trial.key}, {trial.shape}: {trial.launch}: {time_ms}{wrong}", highlight=False)
+    if not trials:
+        console.print("the time was up before a launch was timed: nothing was written", highlight=False)
+        return
     found = tuning.best(trials, table, name)
-    found.save(out)
     for key in dict.fromkeys(trial.key for trial in trials):
         console.print(f"{key}: {found.launches[key]} (was {table.launches[key]})", highlight=False)
     console.print(f"{out}: the best of {len(trials)} trials; use it with engine.attention.fp8.launches={out}", highlight=False)

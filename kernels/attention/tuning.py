@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -132,6 +133,20 @@ def best(trials: Iterable[Trial], table: LaunchTable, device: str) -> LaunchTabl
             table = table.changed(key, min(whole, key=lambda launch: whole[launch]))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return replace(table, device=device, date=today, versions=timing.versions())
+
+
+def written(trials: Iterable[Trial], table: LaunchTable, device: str, path: Path) -> Iterator[Trial]:
+    """The trials as they come; ``path`` gets the table of the :func:`best` after each kernel and at the end, so that an early
+    end keeps what was timed. Without a trial nothing is written.
+    """
+    done: list[Trial] = []
+    for trial in trials:
+        if done and trial.key != done[-1].key:
+            best(done, table, device).save(path)
+        done.append(trial)
+        yield trial
+    if done:
+        best(done, table, device).save(path)
 
 
 def precompile(keys: list[Key], processes: int, left: Callable[[], float]) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from gptface_dist.kernels.attention import tuning
 from gptface_dist.kernels.attention.kernel_set import KernelSet
 from gptface_dist.kernels.attention.launch import DK_DV, DQ, FORWARD, Key, Launch, candidates, keys, load_table
 from gptface_dist.kernels.attention.shapes import Shape
-from gptface_dist.kernels.attention.tuning import Trial, best, tune, tuned_keys
+from gptface_dist.kernels.attention.tuning import Trial, best, tune, tuned_keys, written
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KEY = Key(DQ, 64, "mixed", False)
@@ -86,6 +87,21 @@ def test_the_best_is_fastest_over_all_lengths() -> None:
     assert found.date
     wrong = [replace(trial, difference=math.nan) if trial.launch == fast else trial for trial in trials]
     assert best(wrong, table, "NVIDIA H200").launches[KEY] == own
+
+
+def test_the_table_is_written_after_each_kernel_and_not_without_a_trial(tmp_path: Path) -> None:
+    table, other, path = load_table(), Key(DQ, 128, "mixed", False), tmp_path / "launches.json"
+    shape = Shape.usual(1024, 64)
+    assert list(written([], table, "GPU", path)) == []
+    assert not path.exists()
+    fast = Launch(64, 64, 4)
+    trials = [Trial(KEY, launch, shape, time, 0.001) for launch, time in ((table.launches[KEY], 2.0), (fast, 1.0))]
+    coming = written([*trials, Trial(other, table.launches[other], shape, 1.0, 0.0)], table, "GPU", path)
+    next(coming), next(coming)
+    assert not path.exists()
+    next(coming)
+    assert load_table(str(path)).launches == table.launches | {KEY: fast}
+    assert list(coming) == []
 
 
 def test_every_key_is_tuned_once_and_valuable_ones_first() -> None:

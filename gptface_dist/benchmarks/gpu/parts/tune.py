@@ -15,27 +15,22 @@ def keys(dry: bool) -> list[Key]:
 
 
 def run(context: Context) -> None:
-    """Time candidate after candidate, and write the table after each kernel, so that an early end loses little."""
+    """Time candidate after candidate; the table is written after each kernel."""
     import torch
 
     table, device = load_table(), context.device()
     name = "CPU" if context.dry else torch.cuda.get_device_name(device)
     trials: list[Trial] = []
 
-    def save() -> None:
-        tuning.best(trials, table, name).save(context.beside("tune", TABLE))
-
     tokens, shape = ((40,), lambda n, size: Shape(n, size, 1, 1)) if context.dry else (tuning.TOKENS, Shape.usual)
     timer, chosen = context.timer(10), keys(context.dry)
-    for trial in tuning.tune(chosen, table, timer, device, lambda: context.left() - 4, tokens, shape):
-        if trials and trial.key != trials[-1].key:
-            save()
+    tried = tuning.tune(chosen, table, timer, device, lambda: context.left() - 4, tokens, shape)
+    for trial in tuning.written(tried, table, name, context.beside("tune", TABLE)):
         trials.append(trial)
         context.record(
             "trial", key=str(trial.key), launch=str(trial.launch), tokens=trial.shape.tokens, ms=trial.milliseconds,
             difference=trial.difference, why=trial.failure,
         )  # fmt: skip
-    save()
     found = tuning.best(trials, table, name)
     for key in dict.fromkeys(trial.key for trial in trials):
         own, others = ([t.milliseconds for t in trials if t.key == key and t.launch == x.launches[key]] for x in (table, found))
