@@ -9,7 +9,9 @@ from gptface_dist.kernels.attention.benchmark import Comparison
 def run(context: Context) -> None:
     """Time every way, or say that nothing was tuned."""
     table = context.beside("tune", TABLE)
-    if not table.exists():
+    # A dry run has both at the same time, and shows that this one runs by the package's table.
+    if not table.exists() and not context.dry:
         context.record("left out", about={}, why="tune has written no table")
         return
-    measure(context, DRY_SHAPES[:1] if context.dry else SHAPES[:6], Comparison(launches=str(table)))
+    what = Comparison(launches=str(table) if table.exists() else "")
+    measure(context, DRY_SHAPES[:1] if context.dry else SHAPES[:6], what)
