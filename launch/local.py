@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from gptface_dist import meeting
-from gptface_dist.place import Place
+from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.rank import Place
 
 GRACE = 15.0
 """Seconds that the others have to end by themselves after the first one failed."""
@@ -20,8 +20,8 @@ def run(arguments: Sequence[str], world: int) -> int:
     Processes find each other by torchrun's variables. Each gets an equal share of the cores, unless ``OMP_NUM_THREADS``
     says otherwise. An interrupt reaches all of them.
     """
-    with meeting.held() as port:
-        return _run(arguments, [Place(rank, world, rank, meeting.ADDRESS, port, held=True) for rank in range(world)])
+    with rendezvous.held() as port:
+        return _run(arguments, [Place(rank, world, rank, rendezvous.ADDRESS, port, held=True) for rank in range(world)])
 
 
 def _run(arguments: Sequence[str], places: Sequence[Place]) -> int:

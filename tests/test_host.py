@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from gptface_dist import host
 from gptface_dist.checkpoint.background import Background
-from gptface_dist.checkpoint.together import Ranks
+from gptface_dist.distributed.collectives import Ranks
 from gptface_dist.engine import benchmark, parity
 from gptface_dist.engine.parity import Case
 from gptface_dist.engine.workload import Workload

@@ -17,8 +17,8 @@ def train(
     When one process fails, all end within seconds, with one message and the same status.
     """
     from gptface_dist.config import Config, load
-    from gptface_dist.place import find
-    from gptface_dist.training.failure import watched
+    from gptface_dist.distributed.rank import find
+    from gptface_dist.distributed.watchdog import watched
 
     place = find()
     # Every process reads the same file: before they have met, rank 0 speaks for all.

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from gptface_dist import host
 from gptface_dist.checkpoint.pieces import Piece, Pieces
-from gptface_dist.checkpoint.together import Ranks
+from gptface_dist.distributed.collectives import Ranks
 
 
 def staged(pieces: Mapping[str, Pieces]) -> dict[str, Pieces]:

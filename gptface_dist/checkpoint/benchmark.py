@@ -19,24 +19,25 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host, meeting
+from gptface_dist import host
 from gptface_dist.checkpoint import folder
 from gptface_dist.checkpoint.background import Background, staged
 from gptface_dist.checkpoint.load import damage, load
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
-from gptface_dist.checkpoint.together import Ranks
 from gptface_dist.config import Config
 from gptface_dist.data.options import DataConfig
+from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.collectives import Ranks
+from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.shutdown import barrier
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.errors import UserError
 from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.place import Place
 from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-from gptface_dist.world import barrier
 
 OURS, BACKGROUND, THEIRS, FLUSHED = "gptface_dist", "gptface_dist, background", "DeepSpeed", "DeepSpeed, then fsync"
 TAG = "step"
@@ -98,7 +99,7 @@ def compare(task: Task, path: Path, rounds: int, progress: Progress) -> list[Mea
             one.memory.append(memory)
             one.written = written
 
-    with meeting.held() as port:
+    with rendezvous.held() as port:
         arguments = (port, task, str(path), rounds, queue)
         context = start_processes(_work, arguments, nprocs=task.layout.world, join=False, start_method="spawn")
         while not context.join(timeout=0.1):

@@ -15,7 +15,7 @@ from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import STATE_NAME, fingerprints, together
 from gptface_dist.checkpoint.storage import LoadPieces, Reader
-from gptface_dist.checkpoint.together import Failed, Ranks, line
+from gptface_dist.distributed.collectives import Failed, Ranks, line
 from gptface_dist.engine.region import AVERAGE, State
 from gptface_dist.errors import UserError
 

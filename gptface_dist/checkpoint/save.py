@@ -16,7 +16,7 @@ from gptface_dist.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest,
 from gptface_dist.checkpoint.pieces import Pieces
 from gptface_dist.checkpoint.record import RECORD_NAME, RunRecord
 from gptface_dist.checkpoint.storage import METADATA_NAME, SavePieces, Writer
-from gptface_dist.checkpoint.together import Failed, Ranks, line
+from gptface_dist.distributed.collectives import Failed, Ranks, line
 from gptface_dist.files import sha256
 
 STATE_NAME = "state"

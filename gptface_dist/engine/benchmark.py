@@ -21,15 +21,16 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host, meeting
+from gptface_dist import host
 from gptface_dist.data.batch import Batch
 from gptface_dist.data.benchmark import hardware
+from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.shutdown import barrier
 from gptface_dist.engine.options import LossWeights, OptimizerOptions
 from gptface_dist.engine.workload import Workload
 from gptface_dist.errors import UserError
 from gptface_dist.layout import Layout
-from gptface_dist.place import Place
-from gptface_dist.world import barrier
 
 OURS, PIPELINE, PYTORCH = "gptface_dist", "DeepSpeed PipelineModule", "PyTorch DDP"
 WARM_UP = 2
@@ -150,7 +151,7 @@ def compare(work: Workload, processes: int, rounds: int, steps: int, progress: C
     messages = multiprocessing.get_context("spawn").SimpleQueue()
     losses: dict[str, list[float]] = {}
     seconds: dict[Way, list[float]] = {way: [] for way in plan}
-    with meeting.held() as port:
+    with rendezvous.held() as port:
         arguments = (processes, port, work, rounds, steps, messages)
         context = start_processes(_work, arguments, nprocs=processes, join=False, start_method="spawn")
         ended = False

@@ -11,9 +11,10 @@ from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from megatron.core import parallel_state, tensor_parallel
 from torch.distributed import distributed_c10d
 
-from gptface_dist import host, world
+from gptface_dist import host
+from gptface_dist.distributed import shutdown
+from gptface_dist.distributed.rank import Place
 from gptface_dist.layout import Layout
-from gptface_dist.place import Place
 
 
 def join(place: Place, store: Any, timeout_s: float) -> None:
@@ -68,6 +69,6 @@ def data() -> dist.ProcessGroup:
 
 def stop() -> None:
     """End the world; this process may start another one."""
-    world.leave()
+    shutdown.leave()
     # DeepSpeed would take the ended world for a running one.
     deepspeed.comm.comm.cdb = None

@@ -21,11 +21,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host, meeting
+from gptface_dist import host
 from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.stream import Block, Delivered, Origin
 from gptface_dist.data.tokens import TokenSample
+from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.rank import Place
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.layout import ZERO_STAGES, Layout
 from gptface_dist.model import specs
@@ -33,7 +35,6 @@ from gptface_dist.model.dropout import Masks
 from gptface_dist.model.names import initialise, parameters
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.plain import GPTFace
-from gptface_dist.place import Place
 from gptface_dist.sequence import IGNORE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
@@ -247,6 +248,6 @@ def prove(cases: list[Case], out: Path) -> list[Found]:
         host.check_gpus(case.layout.world)
     for world in sorted({case.layout.world for case in cases}):
         mine = [case for case in cases if case.layout.world == world]
-        with meeting.held() as port:
+        with rendezvous.held() as port:
             start_processes(work, (world, port, mine, str(out)), nprocs=world, start_method="spawn")
     return [Found(**json.loads(line)) for line in out.read_text(encoding="utf-8").splitlines()]

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from gptface_dist import host, world
+from gptface_dist import host
+from gptface_dist.distributed import shutdown
 from gptface_dist.errors import UserError
 
 
@@ -44,7 +45,7 @@ class Processes:
     def wait(self) -> None:
         """Until all are here."""
         if self.count > 1:
-            world.barrier()
+            shutdown.barrier()
 
 
 @contextmanager
@@ -60,4 +61,4 @@ def processes() -> Iterator[Processes]:
         host.refuse_shared_gpu(distributed_c10d._get_default_store(), rank)
         yield Processes(rank, count, device)
     finally:
-        world.leave()
+        shutdown.leave()

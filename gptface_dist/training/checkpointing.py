@@ -14,9 +14,9 @@ from gptface_dist.checkpoint.options import CheckpointOptions
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
-from gptface_dist.checkpoint.together import Failed, Ranks
 from gptface_dist.data.loader import Position
 from gptface_dist.data.training import open_sources
+from gptface_dist.distributed.collectives import Failed, Ranks
 from gptface_dist.engine import probe
 from gptface_dist.engine.state import EngineState
 from gptface_dist.errors import UserError

@@ -1,11 +1,11 @@
 """A run from its configuration to its end, with the hooks that every run has."""
 
-from gptface_dist import world
 from gptface_dist.config import Config
+from gptface_dist.distributed import shutdown
+from gptface_dist.distributed.watchdog import Watch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.attention_health import AttentionHealth
 from gptface_dist.training.checkpointing import Checkpointing
-from gptface_dist.training.failure import Watch
 from gptface_dist.training.hook import Hook
 from gptface_dist.training.journal import Journal
 from gptface_dist.training.memory import HostMemory
@@ -26,4 +26,4 @@ def train(config: Config, vocabulary: Vocabulary, watch: Watch) -> None:
         HostMemory(),
     ]
     prepare(config, vocabulary, watch, hooks).train()
-    world.leave()
+    shutdown.leave()

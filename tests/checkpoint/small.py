@@ -11,7 +11,7 @@ from gptface_dist.checkpoint.load import load
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
-from gptface_dist.checkpoint.together import Ranks
+from gptface_dist.distributed.collectives import Ranks
 from gptface_dist.engine.region import Region
 from gptface_dist.model.names import Parameter
 

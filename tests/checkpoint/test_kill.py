@@ -14,7 +14,7 @@ import pytest
 from gptface_dist.checkpoint.folder import FOLDER_NAME, name_of, published, tidy
 from gptface_dist.checkpoint.load import damage, find
 from gptface_dist.checkpoint.manifest import MANIFEST_NAME
-from gptface_dist.checkpoint.together import Ranks
+from gptface_dist.distributed.collectives import Ranks
 from tests.checkpoint.small import read, tiny, write
 
 Trial = Callable[..., dict[str, Any]]

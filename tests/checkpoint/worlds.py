@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host, meeting
+from gptface_dist import host
 from gptface_dist.checkpoint.folder import name_of
 from gptface_dist.checkpoint.load import damage, load
 from gptface_dist.checkpoint.manifest import Manifest
@@ -25,13 +25,14 @@ from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.checkpoint.storage import HashedFile
-from gptface_dist.checkpoint.together import Failed, Ranks
+from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.collectives import Failed, Ranks
+from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.place import Place
 from gptface_dist.release.probe import PROBE_NAME, Probe, probe_batch
 
 DECAY = 0.9
@@ -129,7 +130,7 @@ def work(rank: int, jobs: list[Job], port: int, folder: str, turn: Any) -> None:
         host.import_libraries()
         from gptface_dist.engine import groups
 
-        store: Any = dist.TCPStore(meeting.ADDRESS, port)
+        store: Any = dist.TCPStore(rendezvous.ADDRESS, port)
         for number, job in enumerate(jobs):
             turn.wait()
             if rank >= job.layout.world:
@@ -154,7 +155,7 @@ def train(jobs: list[Job], folder: Path) -> None:
     for some in together(jobs):
         processes = max(job.layout.world for job in some)
         turn = multiprocessing.get_context("spawn").Barrier(processes)
-        with meeting.held() as port:
+        with rendezvous.held() as port:
             start_processes(work, (some, port, str(folder), turn), nprocs=processes, start_method="spawn")
 
 

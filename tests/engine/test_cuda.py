@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host, meeting
+from gptface_dist import host
+from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case, Found
 from gptface_dist.layout import Layout
-from gptface_dist.place import Place
 from tests.fake_cuda import fake_cuda
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="it stands in for CUDA")
@@ -82,7 +83,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Of each case and rank, how far it is from the plain model, and what it waited for."""
     folder = tmp_path_factory.mktemp("cuda")
     for world, _ in itertools.groupby(CASES, key=lambda case: case.layout.world):
-        with meeting.held() as port:
+        with rendezvous.held() as port:
             start_processes(work, (world, port, folder), nprocs=world, start_method="spawn")
     return [json.loads((folder / f"{number}-{rank}.json").read_text()) for number, rank in RANKS]
 

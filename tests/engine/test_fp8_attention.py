@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host, meeting
+from gptface_dist import host
+from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import VOCABULARY, Case
@@ -20,7 +22,6 @@ from gptface_dist.kernels.attention.operator import fp8_attention
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options, Sequences
 from gptface_dist.layout import Layout
 from gptface_dist.model.attention import AttentionOptions
-from gptface_dist.place import Place
 from tests.kernels.inputs import attention_inputs
 
 STEPS = 2
@@ -107,7 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fp8")
     for layout in (ALONE, SPREAD):
         world = layout.world
-        with meeting.held() as port:
+        with rendezvous.held() as port:
             start_processes(work, (world, port, layout, folder), nprocs=world, start_method="spawn")
     return folder
 

@@ -11,7 +11,7 @@ from gptface_dist.checkpoint.box import Box, boxes
 from gptface_dist.checkpoint.pieces import Piece, Pieces
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
-from gptface_dist.checkpoint.together import Ranks
+from gptface_dist.distributed.collectives import Ranks
 from gptface_dist.layout import Layout
 from gptface_dist.model.names import initialise
 from gptface_dist.model.options import ModelOptions

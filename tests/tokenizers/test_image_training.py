@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gptface_dist import meeting
+from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.rank import Place
 from gptface_dist.errors import UserError
-from gptface_dist.place import Place
 from gptface_dist.tokenizers import image_training
 from gptface_dist.tokenizers.image import ImageTokenizer
 from gptface_dist.tokenizers.image_files import WEIGHTS_NAME
@@ -277,7 +277,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code += "run(int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3]))"
     command = [sys.executable, "-c", code]
     root = Path(__file__).parents[2]
-    with meeting.held() as port:
+    with rendezvous.held() as port:
         workers = [subprocess.Popen([*command, str(rank), str(port), str(folder)], cwd=root) for rank in range(2)]
         assert [worker.wait(120) for worker in workers] == [0, 0]
     return folder

@@ -14,7 +14,9 @@ import yaml
 from torch.multiprocessing.spawn import start_processes
 from typer.testing import CliRunner
 
-from gptface_dist import host, meeting
+from gptface_dist import host
+from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
@@ -23,7 +25,6 @@ from gptface_dist.layout import Layout
 from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.names import Parameter
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.place import Place
 from gptface_dist.tools.main import app
 from gptface_dist.training import journal
 from gptface_dist.training.attention_report import LayerReport, entries, read
@@ -167,7 +168,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     folder = tmp_path_factory.mktemp("health")
     for jobs in (ALONE, TWO):
         world = jobs[0].layout.world
-        with meeting.held() as port:
+        with rendezvous.held() as port:
             start_processes(work, (world, port, jobs, folder), nprocs=world, start_method="spawn")
     return {
         job.name: [json.loads((folder / f"{job.name}-{rank}.json").read_text()) for rank in range(job.layout.world)]

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gptface_dist import host, meeting
+from gptface_dist import host
 from gptface_dist.benchmarks.gpu.context import Context
 from gptface_dist.benchmarks.work import done
 from gptface_dist.config import load
 from gptface_dist.data.batch import Batch
+from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.rank import Place
 from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.workload import Workload
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options
@@ -18,7 +20,6 @@ from gptface_dist.layout import Layout
 from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.names import count
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.place import Place
 from gptface_dist.training.flops import model_flops, peak_tflops
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def run(context: Context) -> None:
     """Time one model at every length with every attention: one process, no ZeRO, bfloat16."""
     model = "tiny" if context.dry else context.variant
     options = load(ModelOptions, context.checkout / "configs" / "models" / f"{model}.yaml", [])
-    with meeting.held() as port, host.hushed():
+    with rendezvous.held() as port, host.hushed():
         host.import_libraries()
         from gptface_dist.engine import groups
         from gptface_dist.engine.engine import Engine

@@ -2,8 +2,8 @@
 
 import pytest
 
+from gptface_dist.distributed.rank import Place, find, first_host
 from gptface_dist.errors import UserError
-from gptface_dist.place import Place, find, first_host
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
 SLURM = {

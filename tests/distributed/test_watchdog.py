@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gptface_dist import meeting
-from gptface_dist.place import Place
+from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.rank import Place
 from tests.processes import free_port
 
 PROGRAM = """
@@ -17,8 +17,8 @@ import datetime, os, signal, sys, time
 import torch, torch.distributed as dist
 from gptface_dist import world
 from gptface_dist.errors import UserError
-from gptface_dist.place import find
-from gptface_dist.training.failure import watched
+from gptface_dist.distributed.rank import find
+from gptface_dist.distributed.watchdog import watched
 
 how, place = sys.argv[1], find()
 with watched(place, 30) as watch:
@@ -105,7 +105,7 @@ def test_a_killed_rank_ends_the_others(culprit: int) -> None:
 
 
 def test_where_another_process_holds_the_store_rank_0_is_no_exception() -> None:
-    with meeting.held() as port:
+    with rendezvous.held() as port:
         statuses, output = run("killed", 0, held=port)
     assert statuses == [-signal.SIGKILL, 1, 1]
     (message,) = messages(output)

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gptface_dist import meeting
-from gptface_dist.place import Place
+from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.rank import Place
 
 PROGRAM = """
 import sys
@@ -28,7 +28,7 @@ def test_a_process_may_end_after_leaving() -> None:
     """With groups that an engine still holds. Without the wait, some of these processes abort in most runs (4 of 6)."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    with meeting.held() as port:
+    with rendezvous.held() as port:
         places = [Place(rank, 3, rank, port=port, held=True) for rank in range(3)]
         processes = [
             subprocess.Popen(command, env={**environment, **place.variables()}, stderr=subprocess.PIPE, text=True)

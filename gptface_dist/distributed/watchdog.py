@@ -20,8 +20,8 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from gptface_dist.distributed.rank import Place
 from gptface_dist.errors import UserError
-from gptface_dist.place import Place
 
 FAILED = "failed"
 BEAT = "beat/"
