@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 
 from gptface_dist.checkpoint.options import CheckpointOptions
 from gptface_dist.data.options import DataConfig
-from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.errors import UserError
-from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.training.options import AttentionHealthOptions, EvaluationOptions, RunOptions, TrackingOptions
 from gptface_dist.training.schedule import ScheduleOptions
 

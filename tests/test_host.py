@@ -14,8 +14,8 @@ from gptface_dist.engine import benchmark, parity
 from gptface_dist.engine.parity import Case
 from gptface_dist.engine.workload import Workload
 from gptface_dist.errors import UserError
-from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel.layout import Layout
 from gptface_dist.tokenizers.processes import processes
 
 

@@ -70,10 +70,10 @@ def train(
 
     from gptface_dist.config import load
     from gptface_dist.engine import benchmark
-    from gptface_dist.engine.options import EngineOptions
     from gptface_dist.engine.workload import Workload
     from gptface_dist.model.names import count
     from gptface_dist.model.options import ModelOptions
+    from gptface_dist.parallel.options import EngineOptions
 
     options = load(ModelOptions, model, [])
     work = Workload(options, micro_batches, size, text_length, grid, text_ids, image_codes, EngineOptions(dtype))
@@ -137,10 +137,10 @@ def checkpoint(
     from gptface_dist.checkpoint import benchmark
     from gptface_dist.config import load
     from gptface_dist.engine.benchmark import machine
-    from gptface_dist.engine.options import EngineOptions
-    from gptface_dist.layout import Layout
     from gptface_dist.model.names import count
     from gptface_dist.model.options import ModelOptions
+    from gptface_dist.parallel.layout import Layout
+    from gptface_dist.parallel.options import EngineOptions
     from gptface_dist.tokenizers.vocabulary import VOCABULARY_NAME, Vocabulary
 
     options = load(ModelOptions, model, [])

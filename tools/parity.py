@@ -32,8 +32,8 @@ def parity(
     from rich.table import Column, Table
 
     from gptface_dist.engine import parity as proof
-    from gptface_dist.engine.options import EngineOptions
-    from gptface_dist.layout import Layout
+    from gptface_dist.parallel.layout import Layout
+    from gptface_dist.parallel.options import EngineOptions
 
     cases = proof.matrix() if matrix else [proof.Case(Layout(dp, tp, pp, vpp, sp, zero))]
     model = replace(proof.MODEL, hidden_dropout=dropout, attention_dropout=dropout)

@@ -32,10 +32,10 @@ from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.collectives import Ranks
 from gptface_dist.distributed.rank import Place
 from gptface_dist.distributed.shutdown import barrier
-from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.errors import UserError
-from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
@@ -126,9 +126,10 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
     warnings.filterwarnings("ignore")
     with host.hushed():
         host.import_libraries()
-        from gptface_dist.engine import groups, probe
+        from gptface_dist.engine import probe
         from gptface_dist.engine.engine import Engine
         from gptface_dist.engine.state import EngineState
+        from gptface_dist.parallel import groups
         from gptface_dist.release.probe import PROBE_NAME, Probe, probe_batch
 
         groups.join(Place(rank, world, rank, port=port, held=True), None, 600)

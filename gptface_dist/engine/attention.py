@@ -17,7 +17,7 @@ from gptface_dist.kernels.attention.health import Health
 from gptface_dist.kernels.attention.norm import QkNorm
 from gptface_dist.kernels.attention.options import Fp8Options
 from gptface_dist.model.attention import lengths
-from gptface_dist.model.stage_layer import CoreAttention, StageLayer
+from gptface_dist.parallel.layer import CoreAttention, StageLayer
 
 
 def attentions(engine: Engine) -> Iterator[tuple[int, CoreAttention]]:

@@ -27,10 +27,10 @@ from gptface_dist.data.benchmark import hardware
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.distributed.shutdown import barrier
-from gptface_dist.engine.options import LossWeights, OptimizerOptions
 from gptface_dist.engine.workload import Workload
 from gptface_dist.errors import UserError
-from gptface_dist.layout import Layout
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import LossWeights, OptimizerOptions
 
 OURS, PIPELINE, PYTORCH = "gptface_dist", "DeepSpeed PipelineModule", "PyTorch DDP"
 WARM_UP = 2
@@ -198,7 +198,7 @@ def _work(rank: int, world: int, port: int, work: Workload, rounds: int, steps: 
     # DeepSpeed's pipeline prints its partition each time it is built.
     with host.hushed():
         host.import_libraries()
-        from gptface_dist.engine import groups
+        from gptface_dist.parallel import groups
 
         groups.join(Place(rank, world, rank, port=port, held=True), None, TIMEOUT_S)
         batches = [work.batches(step, host.device()) for step in range(WARM_UP + steps)]
@@ -227,9 +227,9 @@ def _work(rank: int, world: int, port: int, work: Workload, rounds: int, steps: 
 @contextmanager
 def _built(way: Way, work: Workload) -> Iterator[Step]:
     """The function that does one step this way, from initial weights."""
-    from gptface_dist.engine import groups
     from gptface_dist.engine.baselines import DataParallel, Pipeline
     from gptface_dist.engine.engine import Engine
+    from gptface_dist.parallel import groups
 
     optimizer = OptimizerOptions()
     if way.system == OURS:

@@ -13,17 +13,17 @@ from gptface_dist import host
 from gptface_dist.data.batch import Batch
 from gptface_dist.engine import bridges, schedule, zero
 from gptface_dist.engine.gathers import GatherMeter
-from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.replicated import Replicated
 from gptface_dist.engine.schedule import Chunks, Turn
-from gptface_dist.layout import Layout
-from gptface_dist.model import specs
 from gptface_dist.model.dropout import Masks
 from gptface_dist.model.names import Parameter, parameters
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.stage import Stage, global_name
-from gptface_dist.model.stage_layer import megatron_config
-from gptface_dist.model.stage_words import TiedGradient
+from gptface_dist.parallel import specs
+from gptface_dist.parallel.layer import megatron_config
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
+from gptface_dist.parallel.stage import Stage, global_name
+from gptface_dist.parallel.vocab_parallel import TiedGradient
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
@@ -48,7 +48,7 @@ class StepResult:
 class Engine:
     """The distributed model with its optimizer.
 
-    Process groups must exist (:func:`gptface_dist.engine.groups.start`).
+    Process groups must exist (:func:`gptface_dist.parallel.groups.start`).
     """
 
     def __init__(

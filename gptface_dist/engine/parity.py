@@ -28,13 +28,13 @@ from gptface_dist.data.stream import Block, Delivered, Origin
 from gptface_dist.data.tokens import TokenSample
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
-from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
-from gptface_dist.layout import ZERO_STAGES, Layout
-from gptface_dist.model import specs
 from gptface_dist.model.dropout import Masks
 from gptface_dist.model.names import initialise, parameters
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.parallel import specs
+from gptface_dist.parallel.layout import ZERO_STAGES, Layout
+from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.sequence import IGNORE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
@@ -215,7 +215,8 @@ def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_
     warnings.filterwarnings("ignore")
     with host.hushed():
         host.import_libraries()
-        from gptface_dist.engine import engine, groups
+        from gptface_dist.engine import engine
+        from gptface_dist.parallel import groups
 
         del engine  # Imported for what it imports: DeepSpeed collects garbage with each engine, which may skip all that.
         gc.freeze()

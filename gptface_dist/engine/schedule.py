@@ -14,7 +14,7 @@ from gptface_dist import host
 from gptface_dist.data.batch import Batch
 from gptface_dist.engine import bridges
 from gptface_dist.model.dropout import Masks
-from gptface_dist.model.stage import Stage
+from gptface_dist.parallel.stage import Stage
 from gptface_dist.sequence import IGNORE
 
 

@@ -10,7 +10,7 @@ from megatron.core import parallel_state as groups
 from torch import nn
 
 from gptface_dist.engine import bridges
-from gptface_dist.layout import Layout
+from gptface_dist.parallel.layout import Layout
 
 PER_STEP = 10**15
 """A persistence threshold above every parameter: ZeRO-3 then gathers weights once a step."""

@@ -22,8 +22,8 @@ from gptface_dist.checkpoint.save import STATE_NAME
 from gptface_dist.checkpoint.storage import METADATA_NAME, read_metadata
 from gptface_dist.engine.region import AVERAGE, WEIGHTS
 from gptface_dist.errors import UserError
-from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel.layout import Layout
 from gptface_dist.release.card import Card
 from gptface_dist.release.probe import PROBE_NAME, Probe
 from gptface_dist.tokenizers.vocabulary import Vocabulary

@@ -10,8 +10,8 @@ from gptface_dist.data.loader import Deal
 from gptface_dist.data.options import DataConfig
 from gptface_dist.data.training import open_sources, read_vocabulary
 from gptface_dist.errors import UserError
-from gptface_dist.model import specs
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel import specs
 from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 

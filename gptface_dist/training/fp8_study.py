@@ -11,9 +11,9 @@ from torch._C._distributed_c10d import HashStore
 from gptface_dist import host
 from gptface_dist.config import Config
 from gptface_dist.distributed.rank import Place
-from gptface_dist.engine import groups
 from gptface_dist.errors import UserError
-from gptface_dist.layout import Layout
+from gptface_dist.parallel import groups
+from gptface_dist.parallel.layout import Layout
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.hook import Hook
 from gptface_dist.training.trainer import Trainer, assemble

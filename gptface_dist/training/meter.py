@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gptface_dist.engine.engine import StepResult
-from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel.layout import Layout
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.flops import Work, model_flops, peak_tflops
 

@@ -17,11 +17,11 @@ from gptface_dist.config import Config
 from gptface_dist.data.training import TokenLoader, token_loader
 from gptface_dist.distributed.rank import Place
 from gptface_dist.distributed.watchdog import Watch
-from gptface_dist.engine import groups
 from gptface_dist.engine.engine import Engine, StepResult
 from gptface_dist.engine.state import EngineState
 from gptface_dist.errors import UserError
 from gptface_dist.model.names import count
+from gptface_dist.parallel import groups
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.evaluation import Evaluation
 from gptface_dist.training.hook import Hook, RunState

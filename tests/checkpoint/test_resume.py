@@ -10,8 +10,8 @@ from gptface_dist.checkpoint.folder import name_of
 from gptface_dist.checkpoint.manifest import Manifest
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.engine.parity import MODEL, VOCABULARY
-from gptface_dist.layout import Layout
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.parallel.layout import Layout
 from gptface_dist.release import probe
 from tests.checkpoint.worlds import PROBE, Job, tensors, train
 

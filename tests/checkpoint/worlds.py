@@ -29,10 +29,10 @@ from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.collectives import Failed, Ranks
 from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
-from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
-from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.release.probe import PROBE_NAME, Probe, probe_batch
 
 DECAY = 0.9
@@ -128,7 +128,7 @@ def work(rank: int, jobs: list[Job], port: int, folder: str, turn: Any) -> None:
     warnings.filterwarnings("ignore")
     with host.hushed():
         host.import_libraries()
-        from gptface_dist.engine import groups
+        from gptface_dist.parallel import groups
 
         store: Any = dist.TCPStore(rendezvous.ADDRESS, port)
         for number, job in enumerate(jobs):

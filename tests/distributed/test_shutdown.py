@@ -12,7 +12,7 @@ PROGRAM = """
 import sys
 import torch
 import torch.distributed as dist
-from gptface_dist import world
+from gptface_dist.distributed import shutdown
 
 # A thread that wants the interpreter gets it only when this one waits: what else happens on a busy machine only.
 sys.setswitchinterval(1000)
@@ -20,13 +20,13 @@ dist.init_process_group("gloo")
 held = [dist.group.WORLD, *(dist.new_group() for _ in range(8))]
 for group in held:
     dist.all_reduce(torch.ones(4), group=group)
-world.leave()
+shutdown.leave()
 """
 
 
 def test_a_process_may_end_after_leaving() -> None:
     """With groups that an engine still holds. Without the wait, some of these processes abort in most runs (4 of 6)."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
     with rendezvous.held() as port:
         places = [Place(rank, 3, rank, port=port, held=True) for rank in range(3)]

@@ -15,7 +15,7 @@ from tests.processes import free_port
 PROGRAM = """
 import datetime, os, signal, sys, time
 import torch, torch.distributed as dist
-from gptface_dist import world
+from gptface_dist.distributed import shutdown
 from gptface_dist.errors import UserError
 from gptface_dist.distributed.rank import find
 from gptface_dist.distributed.watchdog import watched
@@ -39,7 +39,7 @@ with watched(place, 30) as watch:
         if how == "none" and step == 30:
             break
         dist.all_reduce(torch.ones(4))
-    world.leave()
+    shutdown.leave()
 print("done", place.rank)
 """
 

@@ -11,10 +11,10 @@ from gptface_dist.engine import benchmark
 from gptface_dist.engine.benchmark import OURS, PIPELINE, PYTORCH, TOLERANCE, WARM_UP, Way, agree, difference, timings
 from gptface_dist.engine.workload import Workload
 from gptface_dist.errors import UserError
-from gptface_dist.layout import Layout
 from gptface_dist.model.names import initialise
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.parallel.layout import Layout
 from gptface_dist.tools.main import app
 
 MODEL = ModelOptions(layers=2, hidden=16, heads=2, ffn=24, text_positions=16, rows=4, columns=4, init_std=0.3)

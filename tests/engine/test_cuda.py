@@ -18,9 +18,9 @@ from gptface_dist import host
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
-from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case, Found
-from gptface_dist.layout import Layout
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from tests.fake_cuda import fake_cuda
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="it stands in for CUDA")
@@ -64,7 +64,7 @@ def work(rank: int, world: int, port: int, folder: Path) -> None:
     warnings.filterwarnings("ignore")
     with host.hushed():
         host.import_libraries()
-        from gptface_dist.engine import groups
+        from gptface_dist.parallel import groups
 
         groups.join(Place(rank, world, rank, port=port, held=True), None, 300)
         for number, case in enumerate(CASES):

@@ -15,13 +15,13 @@ from gptface_dist import host
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
-from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import VOCABULARY, Case
 from gptface_dist.kernels.attention import emulator, operator
 from gptface_dist.kernels.attention.operator import fp8_attention
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options, Sequences
-from gptface_dist.layout import Layout
 from gptface_dist.model.attention import AttentionOptions
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from tests.kernels.inputs import attention_inputs
 
 STEPS = 2
@@ -84,7 +84,7 @@ def work(rank: int, world: int, port: int, layout: Layout, folder: Path) -> None
         host.import_libraries()
         from megatron.core import parallel_state
 
-        from gptface_dist.engine import groups
+        from gptface_dist.parallel import groups
 
         groups.join(Place(rank, world, rank, port=port, held=True), None, 300)
         errors = {}

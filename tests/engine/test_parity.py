@@ -16,9 +16,9 @@ from torch.multiprocessing.spawn import start_processes
 from gptface_dist import host
 from gptface_dist.distributed import rendezvous
 from gptface_dist.engine import parity
-from gptface_dist.engine.options import EngineOptions
 from gptface_dist.engine.parity import MODEL, Case, Found, prove
-from gptface_dist.layout import ZERO_STAGES, Layout
+from gptface_dist.parallel.layout import ZERO_STAGES, Layout
+from gptface_dist.parallel.options import EngineOptions
 
 UNEVEN = dataclasses.replace(MODEL, layers=5)
 ALL = dataclasses.replace(MODEL, layers=5, activation="swiglu", qk_norm=True)

@@ -18,13 +18,13 @@ from gptface_dist import host
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
-from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.errors import UserError
-from gptface_dist.layout import Layout
 from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.names import Parameter
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.tools.main import app
 from gptface_dist.training import journal
 from gptface_dist.training.attention_report import LayerReport, entries, read
@@ -151,7 +151,7 @@ def work(rank: int, world: int, port: int, jobs: list[Job], folder: Path) -> Non
     warnings.filterwarnings("ignore")
     with host.hushed():
         host.import_libraries()
-        from gptface_dist.engine import groups
+        from gptface_dist.parallel import groups
 
         groups.join(Place(rank, world, rank, port=port, held=True), None, 300)
         for job in jobs:

@@ -20,9 +20,9 @@ from gptface_dist.data.batch import BatchOptions
 from gptface_dist.data.options import DataConfig, SourceConfig
 from gptface_dist.data.shards import ShardWriter, write_index
 from gptface_dist.data.stream import StreamOptions
-from gptface_dist.engine.options import OptimizerOptions
 from gptface_dist.kernels.attention import emulator
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel.options import OptimizerOptions
 from gptface_dist.training.options import EvaluationOptions, RunOptions
 from gptface_dist.training.schedule import ScheduleOptions
 from tests.corpus import GRID, VOCABULARY

@@ -8,7 +8,7 @@ import torch
 
 from gptface_dist.engine import parity
 from gptface_dist.engine.engine import StepResult
-from gptface_dist.layout import Layout
+from gptface_dist.parallel.layout import Layout
 from gptface_dist.training.meter import Meter
 from tests.fake_cuda import DEVICE, fake_cuda
 

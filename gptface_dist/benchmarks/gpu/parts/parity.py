@@ -4,8 +4,8 @@ from pathlib import Path
 
 from gptface_dist.benchmarks.gpu.context import Context
 from gptface_dist.engine import parity
-from gptface_dist.engine.options import EngineOptions
-from gptface_dist.layout import Layout
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions
 
 
 def run(context: Context) -> None:

@@ -13,13 +13,13 @@ from gptface_dist.config import load
 from gptface_dist.data.batch import Batch
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
-from gptface_dist.engine.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.engine.workload import Workload
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options
-from gptface_dist.layout import Layout
 from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.names import count
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.training.flops import model_flops, peak_tflops
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def run(context: Context) -> None:
     options = load(ModelOptions, context.checkout / "configs" / "models" / f"{model}.yaml", [])
     with rendezvous.held() as port, host.hushed():
         host.import_libraries()
-        from gptface_dist.engine import groups
         from gptface_dist.engine.engine import Engine
+        from gptface_dist.parallel import groups
 
         groups.join(Place(0, 1, 0, port=port, held=True), None, TIMEOUT_S)
         groups.start(LAYOUT, 0, TIMEOUT_S)

@@ -16,14 +16,14 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gptface_dist.engine.options import EngineOptions
 from gptface_dist.kernels.attention.norm import QkNorm
-from gptface_dist.layout import Layout
-from gptface_dist.model import specs
 from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.attention import attend as attend_undropped
 from gptface_dist.model.dropout import ATTENTION, FEED_FORWARD, Masks, attend
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel import specs
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions
 
 
 def megatron_config(options: ModelOptions, layout: Layout, engine: EngineOptions) -> TransformerConfig:
@@ -183,7 +183,7 @@ class StageLayer(TransformerLayer):
     """megatron-core's layer, told of each micro-batch's dropout."""
 
     recompute = "none"
-    """What the backward pass computes again: see :class:`gptface_dist.engine.options.EngineOptions`."""
+    """What the backward pass computes again: see :class:`gptface_dist.parallel.options.EngineOptions`."""
 
     def set_recompute(self, recompute: str) -> None:
         """From the next forward pass on."""

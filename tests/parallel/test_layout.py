@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptface_dist.errors import UserError
-from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel.layout import Layout
 
 MODEL = ModelOptions(layers=4, hidden=16, heads=4, ffn=24)
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptface_dist.layout import Layout
-from gptface_dist.model import stage_words
-from gptface_dist.model.stage_words import TiedGradient, WordLogits, WordRange
+from gptface_dist.parallel import vocab_parallel
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.vocab_parallel import TiedGradient, WordLogits, WordRange
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=11, image_codes=6, text_sha256="a" * 64, image_sha256="b" * 64)
@@ -17,8 +17,8 @@ HIDDEN = 8
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """One rank and no process groups: a collective would raise."""
-    monkeypatch.setattr(stage_words.groups, "get_tensor_model_parallel_rank", lambda: 0)
-    monkeypatch.setattr(stage_words, "copy_to_tensor_model_parallel_region", lambda x: x)
+    monkeypatch.setattr(vocab_parallel.groups, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(vocab_parallel, "copy_to_tensor_model_parallel_region", lambda x: x)
 
 
 def words(dtype: torch.dtype) -> WordLogits:

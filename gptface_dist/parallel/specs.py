@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptface_dist.engine.options import EngineOptions
 from gptface_dist.errors import UserError
-from gptface_dist.layout import Layout
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -120,7 +120,7 @@ def linear_layers(name: str) -> tuple[type, type]:
     """(column-parallel, row-parallel) layers: megatron-core's own, or Transformer Engine's.
 
     The row-parallel one gives its bias separately and is made whole by
-    :class:`gptface_dist.model.stage_layer.SharedBias`.
+    :class:`gptface_dist.parallel.layer.SharedBias`.
     """
     if name == "local":
         from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear

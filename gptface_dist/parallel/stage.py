@@ -13,14 +13,14 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from gptface_dist.engine.options import EngineOptions
-from gptface_dist.layout import Layout
-from gptface_dist.model import specs
 from gptface_dist.model.dropout import EMBEDDINGS, Masks
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.plain import MatchHead
-from gptface_dist.model.stage_layer import LOCAL_NAMES, SharedNorm, StageLayer, layer_spec
-from gptface_dist.model.stage_words import TiedGradient, TiedScalar, WordEmbedding, WordLogits, WordRange
+from gptface_dist.parallel import specs
+from gptface_dist.parallel.layer import LOCAL_NAMES, SharedNorm, StageLayer, layer_spec
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions
+from gptface_dist.parallel.vocab_parallel import TiedGradient, TiedScalar, WordEmbedding, WordLogits, WordRange
 from gptface_dist.sequence import IMAGE, SEGMENTS
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 

@@ -14,7 +14,7 @@ from torch.distributed import distributed_c10d
 from gptface_dist import host
 from gptface_dist.distributed import shutdown
 from gptface_dist.distributed.rank import Place
-from gptface_dist.layout import Layout
+from gptface_dist.parallel.layout import Layout
 
 
 def join(place: Place, store: Any, timeout_s: float) -> None:

@@ -10,7 +10,7 @@ from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, 
 from torch import Tensor, nn
 
 from gptface_dist.kernels.loss.cross_entropy import linear_cross_entropy
-from gptface_dist.layout import Layout
+from gptface_dist.parallel.layout import Layout
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 

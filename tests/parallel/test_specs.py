@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from gptface_dist.engine.options import EngineOptions
 from gptface_dist.errors import UserError
-from gptface_dist.layout import Layout
-from gptface_dist.model import specs
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel import specs
+from gptface_dist.parallel.layout import Layout
+from gptface_dist.parallel.options import EngineOptions
 
 MODEL = ModelOptions(layers=2, hidden=64, heads=4, ffn=96)
 
