@@ -71,8 +71,8 @@ def train(
     from gptface_dist.config import load
     from gptface_dist.engine import benchmark
     from gptface_dist.engine.workload import Workload
-    from gptface_dist.model.names import count
     from gptface_dist.model.options import ModelOptions
+    from gptface_dist.model.parameters import count
     from gptface_dist.parallel.options import EngineOptions
 
     options = load(ModelOptions, model, [])
@@ -137,8 +137,8 @@ def checkpoint(
     from gptface_dist.checkpoint import benchmark
     from gptface_dist.config import load
     from gptface_dist.engine.benchmark import machine
-    from gptface_dist.model.names import count
     from gptface_dist.model.options import ModelOptions
+    from gptface_dist.model.parameters import count
     from gptface_dist.parallel.layout import Layout
     from gptface_dist.parallel.options import EngineOptions
     from gptface_dist.tokenizers.vocabulary import VOCABULARY_NAME, Vocabulary
@@ -210,7 +210,7 @@ def _amounts(work: "Workload", steps: range, processes: int) -> dict[str, tuple[
     import torch
 
     from gptface_dist.benchmarks.work import done
-    from gptface_dist.training.flops import model_flops, peak_tflops
+    from gptface_dist.model.flops import model_flops, peak_tflops
 
     amount = done([batch for step in steps for batch in work.batches(step)])
     flops = model_flops(work.model, work.text_ids, work.image_codes, amount) / len(steps) / processes

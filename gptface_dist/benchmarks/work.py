@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from gptface_dist.data.batch import Batch
-from gptface_dist.training.flops import Work
+from gptface_dist.model.flops import Work
 
 
 def done(batches: Sequence[Batch[Tensor]]) -> Work:

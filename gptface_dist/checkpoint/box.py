@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gptface_dist.model.names import Cut
+from gptface_dist.model.parameters import Cut
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from gptface_dist.engine.gathers import GatherMeter
 from gptface_dist.engine.replicated import Replicated
 from gptface_dist.engine.schedule import Chunks, Turn
 from gptface_dist.model.dropout import Masks
-from gptface_dist.model.names import Parameter, parameters
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.parameters import Parameter, parameters
 from gptface_dist.parallel import specs
 from gptface_dist.parallel.layer import megatron_config
 from gptface_dist.parallel.layout import Layout

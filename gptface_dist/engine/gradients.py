@@ -10,7 +10,7 @@ from megatron.core import parallel_state as groups
 from torch import Tensor, nn
 
 from gptface_dist.engine.engine import Engine
-from gptface_dist.model.names import Parameter
+from gptface_dist.model.parameters import Parameter
 
 
 class GradientReader:

@@ -29,8 +29,8 @@ from gptface_dist.data.tokens import TokenSample
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.model.dropout import Masks
-from gptface_dist.model.names import initialise, parameters
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.parameters import initialise, parameters
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.parallel import specs
 from gptface_dist.parallel.layout import ZERO_STAGES, Layout

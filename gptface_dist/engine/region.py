@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gptface_dist.model.names import Parameter
+from gptface_dist.model.parameters import Parameter
 
 WEIGHTS = "weights"
 MOMENTS = ("moment1", "moment2")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gptface_dist.engine.engine import Engine
 from gptface_dist.engine.region import AVERAGE, WEIGHTS, Region
-from gptface_dist.model.names import Parameter
+from gptface_dist.model.parameters import Parameter
 
 
 @dataclass(frozen=True)

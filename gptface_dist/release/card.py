@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from gptface_dist.model.names import count
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.parameters import count
 from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 

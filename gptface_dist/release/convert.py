@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gptface_dist.errors import UserError
-from gptface_dist.model.names import parameters
+from gptface_dist.model.parameters import parameters
 from gptface_dist.release import probe
 from gptface_dist.release.card import UNKNOWN, Card
 from gptface_dist.release.checkpoint import TrainingCheckpoint

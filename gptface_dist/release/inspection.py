@@ -11,7 +11,7 @@ from gptface_dist.checkpoint.record import RECORD_FORMAT, RECORD_NAME
 from gptface_dist.engine.region import WEIGHTS
 from gptface_dist.errors import UserError
 from gptface_dist.files import sha256
-from gptface_dist.model.names import LAYER
+from gptface_dist.model.parameters import LAYER
 from gptface_dist.release import card as cards
 from gptface_dist.release import manifest
 from gptface_dist.release.checkpoint import TrainingCheckpoint

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gptface_dist.errors import UserError
-from gptface_dist.model.names import parameters
+from gptface_dist.model.parameters import parameters
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.release import manifest
 from gptface_dist.release.config import CONFIG_NAME, DTYPES, ReleaseConfig

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gptface_dist import host
-from gptface_dist.model.names import count
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.parameters import count
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 

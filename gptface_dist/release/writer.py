@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
-from gptface_dist.model.names import parameters
+from gptface_dist.model.parameters import parameters
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.release import card as cards
 from gptface_dist.release import manifest, probe, tensors

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from gptface_dist.engine.engine import StepResult
+from gptface_dist.model.flops import Work, model_flops, peak_tflops
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-from gptface_dist.training.flops import Work, model_flops, peak_tflops
 
 
 class Meter:

@@ -20,7 +20,7 @@ from gptface_dist.distributed.watchdog import Watch
 from gptface_dist.engine.engine import Engine, StepResult
 from gptface_dist.engine.state import EngineState
 from gptface_dist.errors import UserError
-from gptface_dist.model.names import count
+from gptface_dist.model.parameters import count
 from gptface_dist.parallel import groups
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.evaluation import Evaluation

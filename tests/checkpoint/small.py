@@ -13,7 +13,7 @@ from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.distributed.collectives import Ranks
 from gptface_dist.engine.region import Region
-from gptface_dist.model.names import Parameter
+from gptface_dist.model.parameters import Parameter
 
 MATRIX = Parameter("matrix", (13, 7), None, None, None, True)
 VECTOR = Parameter("vector", (11,), None, None, None, False)

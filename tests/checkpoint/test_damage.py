@@ -20,7 +20,7 @@ from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.distributed.collectives import Failed, Ranks
 from gptface_dist.errors import UserError
-from gptface_dist.model.names import Parameter
+from gptface_dist.model.parameters import Parameter
 from tests.checkpoint.small import MATRIX, VECTOR, SmallState, read, tiny, write
 
 ALONE = Ranks()

@@ -15,7 +15,7 @@ from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.checkpoint.load import damage, load
 from gptface_dist.distributed.collectives import Ranks
-from gptface_dist.model.names import Parameter
+from gptface_dist.model.parameters import Parameter
 from tests.checkpoint.small import SmallState, record, tiny, write
 
 run = Path(sys.argv[1])

@@ -11,8 +11,8 @@ from gptface_dist.engine import benchmark
 from gptface_dist.engine.benchmark import OURS, PIPELINE, PYTORCH, TOLERANCE, WARM_UP, Way, agree, difference, timings
 from gptface_dist.engine.workload import Workload
 from gptface_dist.errors import UserError
-from gptface_dist.model.names import initialise
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.parameters import initialise
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.tools.main import app

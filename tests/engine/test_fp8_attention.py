@@ -63,7 +63,7 @@ def steps(layout: Layout, attention: AttentionOptions) -> Steps:
 
 def distance(found: Steps, wanted: Steps, rank: int, size: int) -> Errors:
     """Relative errors step by step, of a tensor-parallel rank against the whole."""
-    from gptface_dist.model.names import cut
+    from gptface_dist.model.parameters import cut
 
     errors = []
     for (loss, norm, mine), (true_loss, true_norm, true) in zip(found, wanted, strict=True):

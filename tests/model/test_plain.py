@@ -9,8 +9,8 @@ import torch
 from scipy.special import erf
 
 from gptface_dist.errors import UserError
-from gptface_dist.model.names import initialise, parameters
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.parameters import initialise, parameters
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.sequence import IGNORE, IMAGE, PADDING, TEXT
 from gptface_dist.tokenizers.vocabulary import Vocabulary

@@ -12,8 +12,8 @@ from gptface_dist.checkpoint.pieces import Piece, Pieces
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.distributed.collectives import Ranks
-from gptface_dist.model.names import initialise
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.parameters import initialise
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.release import probe

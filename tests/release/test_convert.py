@@ -16,7 +16,7 @@ import torch
 
 from gptface_dist import release
 from gptface_dist.errors import UserError
-from gptface_dist.model.names import parameters
+from gptface_dist.model.parameters import parameters
 from gptface_dist.release import convert as module
 from gptface_dist.release import probe
 from gptface_dist.release.checkpoint import TrainingCheckpoint

@@ -21,8 +21,8 @@ from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.errors import UserError
 from gptface_dist.model.attention import AttentionOptions
-from gptface_dist.model.names import Parameter
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.parameters import Parameter
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.tools.main import app

@@ -16,11 +16,11 @@ from gptface_dist.distributed.rank import Place
 from gptface_dist.engine.workload import Workload
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options
 from gptface_dist.model.attention import AttentionOptions
-from gptface_dist.model.names import count
+from gptface_dist.model.flops import model_flops, peak_tflops
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.parameters import count
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
-from gptface_dist.training.flops import model_flops, peak_tflops
 
 if TYPE_CHECKING:
     from gptface_dist.engine.engine import Engine

@@ -5,12 +5,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptface_dist.model.names import initialise
+from gptface_dist.model.flops import TFLOPS, Work, model_flops, peak_tflops
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.parameters import initialise
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.sequence import IGNORE, IMAGE, TEXT
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-from gptface_dist.training.flops import TFLOPS, Work, model_flops, peak_tflops
 
 VOCABULARY = Vocabulary(text_size=43, image_codes=24, text_sha256="a" * 64, image_sha256="b" * 64)
 

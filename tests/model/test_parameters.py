@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gptface_dist.model.names import Cut, count, initialise, parameters
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.parameters import Cut, count, initialise, parameters
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
