@@ -126,11 +126,11 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
     warnings.filterwarnings("ignore")
     with host.hushed():
         host.import_libraries()
-        from gptface_dist.engine import probe
+        from gptface_dist.engine import reference
         from gptface_dist.engine.engine import Engine
         from gptface_dist.engine.state import EngineState
+        from gptface_dist.model.reference_batch import PROBE_NAME, Probe, probe_batch
         from gptface_dist.parallel import groups
-        from gptface_dist.release.probe import PROBE_NAME, Probe, probe_batch
 
         groups.join(Place(rank, world, rank, port=port, held=True), None, 600)
         groups.start(task.layout, 0, 600)
@@ -142,7 +142,7 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
         # As large as those of runs: the model may have positions for much longer sequences.
         grid = (min(16, task.model.rows), min(16, task.model.columns))
         batch = probe_batch(task.vocabulary, grid, min(64, task.model.text_positions - SPECIALS_PER_SEQUENCE))
-        answer = Probe(batch, probe.run(engine, batch), task.engine.dtype).content()
+        answer = Probe(batch, reference.run(engine, batch), task.engine.dtype).content()
         ranks, background = Ranks.of_world(), Background(Ranks.of_world())
 
         def content(copied: bool) -> Content:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gptface_dist.checkpoint.local_shard import WEIGHTS, State
 from gptface_dist.checkpoint.pieces import collect
-from gptface_dist.engine.region import WEIGHTS, State
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.release.config import ReleaseConfig

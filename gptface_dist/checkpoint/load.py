@@ -10,13 +10,13 @@ from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from gptface_dist.checkpoint import folder
+from gptface_dist.checkpoint.local_shard import AVERAGE, State
 from gptface_dist.checkpoint.manifest import Damaged, Manifest
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import STATE_NAME, fingerprints, together
 from gptface_dist.checkpoint.storage import LoadPieces, Reader
 from gptface_dist.distributed.collectives import Failed, Ranks, line
-from gptface_dist.engine.region import AVERAGE, State
 from gptface_dist.errors import UserError
 
 log = logging.getLogger(__name__)

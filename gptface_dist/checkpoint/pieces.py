@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from gptface_dist.checkpoint.box import Box, boxes, in_whole, rows
-from gptface_dist.engine.region import Region
+from gptface_dist.checkpoint.local_shard import Region
 
 BUCKET = 2**22
 """Elements of a piece at most (16 MiB), but for a row that is longer: what passes through memory at a time."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gptface_dist import host
 from gptface_dist.data.batch import Batch
-from gptface_dist.engine import bridges, schedule, zero
-from gptface_dist.engine.gathers import GatherMeter
+from gptface_dist.engine import deepspeed_patches, schedule, zero
+from gptface_dist.engine.allgather_counter import GatherMeter
 from gptface_dist.engine.replicated import Replicated
 from gptface_dist.engine.schedule import Chunks, Turn
 from gptface_dist.model.dropout import Masks
@@ -61,7 +61,7 @@ class Engine:
         weights: LossWeights,
         engine: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
     ):
-        bridges.check_version()
+        deepspeed_patches.check_version()
         host.without_cuda()
         self.layout, self.clip = layout, optimizer.clip
         self._seed = seed
@@ -103,7 +103,7 @@ class Engine:
     def _load_masters(self, seed: int) -> None:
         """Give the optimizer's float32 weights the initial values themselves: what was made of the model's is rounded."""
         # The state is read out of an engine, so it cannot be known before the engine is.
-        from gptface_dist.engine.region import WEIGHTS
+        from gptface_dist.checkpoint.local_shard import WEIGHTS
         from gptface_dist.engine.state import EngineState
 
         for region in EngineState(self).regions():
@@ -189,7 +189,7 @@ class Engine:
         for turn, tied in mine:
             if self.layout.pp > 1:
                 dist.all_reduce(tied.sum, group=groups.get_embedding_group())
-            bridges.begin_backward(self.engine(turn, None, None), self.engine).backward()
+            deepspeed_patches.begin_backward(self.engine(turn, None, None), self.engine).backward()
             tied.sum.zero_()
 
     def step(self, batches: list[Batch[Tensor]]) -> StepResult:
@@ -201,7 +201,7 @@ class Engine:
         if self.before_update is not None:
             self.before_update()
         self.engine.step()
-        bridges.forget_gradients(self.engine)
+        deepspeed_patches.forget_gradients(self.engine)
         self.steps += 1
         gathered = self._gathers.bytes - before if self._gathers else 0
         sums, norm, tokens, pairs = _read(sums, self.engine.get_global_grad_norm(), counts)

@@ -173,9 +173,9 @@ def compare(case: Case) -> Found:
     """Run a case on this rank (process groups of its layout exist) and compare with the plain model."""
     from megatron.core import parallel_state as groups
 
+    from gptface_dist.checkpoint.local_shard import WEIGHTS
     from gptface_dist.engine.engine import Engine
     from gptface_dist.engine.gradients import GradientReader
-    from gptface_dist.engine.region import WEIGHTS
     from gptface_dist.engine.state import EngineState
 
     # A large eps: AdamW would turn rounding noise in vanishing gradients into whole steps, and compare that.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gptface_dist import host
 from gptface_dist.data.batch import Batch
-from gptface_dist.engine import bridges
+from gptface_dist.engine import deepspeed_patches
 from gptface_dist.model.dropout import Masks
 from gptface_dist.parallel.stage import Stage
 from gptface_dist.sequence import IGNORE
@@ -51,8 +51,8 @@ class Turn(nn.Module):
         output = engine(self.turn, batch, scale, masks)
         if self.__dict__["stage"].last:
             loss, sums = output
-            return bridges.begin_backward(loss, engine), sums
-        return bridges.begin_backward(output, engine)
+            return deepspeed_patches.begin_backward(loss, engine), sums
+        return deepspeed_patches.begin_backward(output, engine)
 
 
 def run(

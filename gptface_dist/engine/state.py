@@ -1,7 +1,7 @@
 """An engine's training state, where it lies: master weights, Adam moments and the running average, readable and writable
 in place under every stage of ZeRO.
 
-Reads DeepSpeed's internals, so it holds for the versions of :data:`gptface_dist.engine.bridges.CHECKED`.
+Reads DeepSpeed's internals, so it holds for the versions of :data:`gptface_dist.engine.deepspeed_patches.CHECKED`.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state as groups
 from torch import Tensor, nn
 
+from gptface_dist.checkpoint.local_shard import AVERAGE, WEIGHTS, Region
 from gptface_dist.engine.engine import Engine
-from gptface_dist.engine.region import AVERAGE, WEIGHTS, Region
 from gptface_dist.model.parameters import Parameter
 
 
@@ -41,7 +41,7 @@ class _Buffer:
 
 
 class EngineState:
-    """What this rank holds of the training state; satisfies :class:`gptface_dist.engine.region.State`.
+    """What this rank holds of the training state; satisfies :class:`gptface_dist.checkpoint.local_shard.State`.
 
     Args:
         engine: whose.

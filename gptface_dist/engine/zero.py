@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state as groups
 from torch import nn
 
-from gptface_dist.engine import bridges
+from gptface_dist.engine import deepspeed_patches
 from gptface_dist.parallel.layout import Layout
 
 PER_STEP = 10**15
@@ -26,8 +26,8 @@ def shard(chunks: nn.Module, adam: torch.optim.Optimizer, layout: Layout, clip: 
         # modules ran before, which under a pipeline does not hold.
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
     if layout.zero == 3:
-        bridges.scope_trace_check(groups.get_data_parallel_group())
-    with warnings.catch_warnings(), bridges.one_optimizer():
+        deepspeed_patches.scope_trace_check(groups.get_data_parallel_group())
+    with warnings.catch_warnings(), deepspeed_patches.one_optimizer():
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(
             model=chunks,
@@ -48,7 +48,7 @@ def shard(chunks: nn.Module, adam: torch.optim.Optimizer, layout: Layout, clip: 
             mpu=_Groups(),
         )
     if layout.gathering == "per_step":
-        bridges.keep_persistent(engine)
+        deepspeed_patches.keep_persistent(engine)
     return engine
 
 

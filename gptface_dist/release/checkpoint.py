@@ -16,16 +16,16 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from gptface_dist.checkpoint.box import Box
 from gptface_dist.checkpoint.fingerprint import fingerprint
 from gptface_dist.checkpoint.folder import resolve
+from gptface_dist.checkpoint.local_shard import AVERAGE, WEIGHTS
 from gptface_dist.checkpoint.manifest import Damaged, Manifest
 from gptface_dist.checkpoint.record import RECORD_NAME, RunRecord
 from gptface_dist.checkpoint.save import STATE_NAME
 from gptface_dist.checkpoint.storage import METADATA_NAME, read_metadata
-from gptface_dist.engine.region import AVERAGE, WEIGHTS
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.reference_batch import PROBE_NAME, Probe
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.release.card import Card
-from gptface_dist.release.probe import PROBE_NAME, Probe
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 

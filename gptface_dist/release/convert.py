@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from gptface_dist.errors import UserError
+from gptface_dist.model import reference_batch
 from gptface_dist.model.parameters import parameters
-from gptface_dist.release import probe
+from gptface_dist.model.reference_batch import PROBE_NAME, Logits, Probe, ProbeBatch
 from gptface_dist.release.card import UNKNOWN, Card
 from gptface_dist.release.checkpoint import TrainingCheckpoint
 from gptface_dist.release.config import CONFIG_NAME, DTYPES, ReleaseConfig
-from gptface_dist.release.probe import PROBE_NAME, Logits, Probe, ProbeBatch
 from gptface_dist.release.streamed import StreamedGPTFace
 from gptface_dist.release.tensors import SHARD_BYTES, Weights, check_table
 from gptface_dist.release.writer import finish, publishing, write_model
@@ -85,7 +85,7 @@ def convert(source: Path, path: Path, options: ConvertOptions, report: Report = 
 
     recorded = checkpoint.probe
     wanted = _run(model, checkpoint.weights, recorded.batch, "comparing with the training run", report)
-    parity = probe.difference(wanted, recorded.logits)
+    parity = reference_batch.difference(wanted, recorded.logits)
     _refuse(
         parity, TOLERANCES[recorded.dtype], f"{checkpoint.path}: the plain model's logits are not those of the training run"
     )
@@ -98,7 +98,7 @@ def convert(source: Path, path: Path, options: ConvertOptions, report: Report = 
         )
         _compare(Weights(folder), held, DTYPES[options.dtype], lambda values: report("reading back", values, total))
         found = _run(model, Weights(folder), recorded.batch, "running the release", report)
-        rounding = probe.difference(found, wanted)
+        rounding = reference_batch.difference(found, wanted)
         _refuse(rounding, TOLERANCES[options.dtype], f"{path}: {options.dtype} changes the logits too much")
         Probe(recorded.batch, found, "float32").save(folder / PROBE_NAME)
         card = replace(
@@ -117,7 +117,7 @@ def convert(source: Path, path: Path, options: ConvertOptions, report: Report = 
 def _run(model: ReleaseConfig, held: Mapping[str, Tensor], batch: ProbeBatch, what: str, report: Report) -> Logits:
     total = StreamedGPTFace.reads(model.options, model.vocabulary)
     streamed = StreamedGPTFace(model.options, model.vocabulary, held, lambda values: report(what, values, total))
-    return probe.run(streamed, batch)
+    return reference_batch.run(streamed, batch)
 
 
 def _refuse(errors: dict[str, float], tolerance: float, what: str) -> None:

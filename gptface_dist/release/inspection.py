@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptface_dist.checkpoint.folder import FOLDER_NAME, LATEST_NAME
+from gptface_dist.checkpoint.local_shard import WEIGHTS
 from gptface_dist.checkpoint.manifest import MANIFEST_NAME
 from gptface_dist.checkpoint.record import RECORD_FORMAT, RECORD_NAME
-from gptface_dist.engine.region import WEIGHTS
 from gptface_dist.errors import UserError
 from gptface_dist.files import sha256
 from gptface_dist.model.parameters import LAYER

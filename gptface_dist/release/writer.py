@@ -11,13 +11,14 @@ from torch import Tensor
 
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
+from gptface_dist.model import reference_batch
 from gptface_dist.model.parameters import parameters
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.model.reference_batch import PROBE_NAME, Probe, probe_batch
 from gptface_dist.release import card as cards
-from gptface_dist.release import manifest, probe, tensors
+from gptface_dist.release import manifest, tensors
 from gptface_dist.release.card import Card
 from gptface_dist.release.config import CONFIG_NAME, DTYPES, ReleaseConfig, dtype_name
-from gptface_dist.release.probe import PROBE_NAME, Probe, probe_batch
 from gptface_dist.release.reader import TOKENIZERS_NAME, load_model
 from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers import vocabulary as vocabularies
@@ -55,7 +56,7 @@ def save(
         hashes = write_model(folder, config, tokenizers, dict(model.named_parameters()), shard_bytes)
         batch = probe_batch(model.vocabulary, grid, model.options.text_positions - SPECIALS_PER_SEQUENCE)
         # The answer of what was written and read back, not of what lies in memory.
-        logits = probe.run(load_model(folder, config, dtype=torch.float32), batch)
+        logits = reference_batch.run(load_model(folder, config, dtype=torch.float32), batch)
         Probe(batch, logits, "float32").save(folder / PROBE_NAME)
         finish(folder, config, hashes)
 

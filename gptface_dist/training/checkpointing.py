@@ -17,11 +17,11 @@ from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.data.loader import Position
 from gptface_dist.data.training import open_sources
 from gptface_dist.distributed.collectives import Failed, Ranks
-from gptface_dist.engine import probe
+from gptface_dist.engine import reference
 from gptface_dist.engine.state import EngineState
 from gptface_dist.errors import UserError
 from gptface_dist.files import sha256
-from gptface_dist.release.probe import PROBE_NAME, Probe, ProbeBatch, probe_batch
+from gptface_dist.model.reference_batch import PROBE_NAME, Probe, ProbeBatch, probe_batch
 from gptface_dist.training.folder import resolved
 from gptface_dist.training.hook import Hook, RunState
 from gptface_dist.training.trainer import Trainer
@@ -127,7 +127,7 @@ class Checkpointing(Hook):
         self._finish()
         self._requested = False
         step, options = run.state.step, self._options
-        answer = probe.run(run.engine, self._probe)
+        answer = reference.run(run.engine, self._probe)
         state = asdict(run.state) | {"hooks": {type(hook).__name__: hook.state() for hook in run.hooks}}
         record = RunRecord(
             step=step,

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from gptface_dist.checkpoint.folder import FOLDER_NAME
 from gptface_dist.checkpoint.load import load
+from gptface_dist.checkpoint.local_shard import Region
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.distributed.collectives import Ranks
-from gptface_dist.engine.region import Region
 from gptface_dist.model.parameters import Parameter
 
 MATRIX = Parameter("matrix", (13, 7), None, None, None, True)
@@ -22,7 +22,7 @@ BUCKET = 20
 
 @dataclass
 class SmallState:
-    """Satisfies :class:`gptface_dist.engine.region.State`; every number in it is ``value`` or its place plus that."""
+    """Satisfies :class:`gptface_dist.checkpoint.local_shard.State`; every number in it is ``value`` or its place plus that."""
 
     value: float = 0.0
     average: bool = False

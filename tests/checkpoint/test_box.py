@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from gptface_dist.checkpoint.box import Box, boxes, in_whole, rows
 from gptface_dist.checkpoint.fingerprint import fingerprint
+from gptface_dist.checkpoint.local_shard import Region
 from gptface_dist.checkpoint.pieces import collect
-from gptface_dist.engine.region import Region
 from gptface_dist.model.parameters import Cut, Parameter
 
 shapes = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)

@@ -20,7 +20,7 @@ from gptface_dist.data.loader import Position
 from gptface_dist.data.options import DataConfig
 from gptface_dist.engine.parity import GRID, MODEL, VOCABULARY
 from gptface_dist.errors import UserError
-from gptface_dist.release.probe import PROBE_NAME, Logits, Probe, probe_batch
+from gptface_dist.model.reference_batch import PROBE_NAME, Logits, Probe, probe_batch
 from gptface_dist.training import checkpointing
 from gptface_dist.training.checkpointing import Checkpointing
 from gptface_dist.training.hook import Hook, RunState

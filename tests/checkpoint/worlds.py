@@ -31,9 +31,9 @@ from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.reference_batch import PROBE_NAME, Probe, probe_batch
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
-from gptface_dist.release.probe import PROBE_NAME, Probe, probe_batch
 
 DECAY = 0.9
 TOGETHER = 20
@@ -100,11 +100,11 @@ def run(job: Job) -> list[float]:
 
 
 def _save(job: Job, step: int, engine: Any, state: Any, ranks: Ranks) -> None:
-    from gptface_dist.engine import probe
+    from gptface_dist.engine import reference
 
     # A bucket of a few rows: every kind of piece.
     pieces = collect(state.regions(), written=True, bucket=100)
-    answer = Probe(PROBE, probe.run(engine, PROBE), job.dtype).content()
+    answer = Probe(PROBE, reference.run(engine, PROBE), job.dtype).content()
     content = Content(pieces, record(job, step, state.updates), {PROBE_NAME: answer})
     if job.full >= 0:
         write = HashedFile.write

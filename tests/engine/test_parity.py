@@ -154,7 +154,6 @@ def without_bridges(rank: int, ports: list[int], folder: Path, turn: Any) -> Non
         host.import_libraries()
         from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 
-        from gptface_dist.engine import bridges
     compare, over_the_world = parity.compare, coordinator.assert_ints_same_as_other_ranks
     for (name, case), port in zip(NEEDED.items(), ports, strict=True):
 

@@ -12,11 +12,11 @@ from gptface_dist.checkpoint.pieces import Piece, Pieces
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.distributed.collectives import Ranks
+from gptface_dist.model import reference_batch
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.parallel.layout import Layout
-from gptface_dist.release import probe
 from gptface_dist.tokenizers.image import save_model
 from gptface_dist.tokenizers.text import TextOptions, train_text_tokenizer
 from gptface_dist.tokenizers.vocabulary import Vocabulary, join
@@ -61,7 +61,7 @@ def make_checkpoint(
     tokenizers: Path,
     step: int = 200,
     average: GPTFace | None = None,
-    logits: probe.Logits | None = None,
+    logits: reference_batch.Logits | None = None,
     dtype: str = "float32",
     stored_as: Callable[[str], str] = lambda name: name,
     cut: int = 499,
@@ -72,8 +72,8 @@ def make_checkpoint(
     ``logits`` are the model's own by default; ``stored_as`` is the table of names that the run had, and
     without ``moments`` the optimizer's state is left out.
     """
-    batch = probe.probe_batch(model.vocabulary, GRID, 16)
-    recorded = probe.Probe(batch, logits or probe.run(model, batch), dtype)
+    batch = reference_batch.probe_batch(model.vocabulary, GRID, 16)
+    recorded = reference_batch.Probe(batch, logits or reference_batch.run(model, batch), dtype)
     pieces = {}
     kinds = {"weights": model} | ({"moment1": model, "moment2": model} if moments else {})
     kinds |= {"average": average} if average else {}
@@ -99,7 +99,7 @@ def make_checkpoint(
         metrics={"loss": 5.25, "loss/text": 3.5, "accuracy/text": 0.25, "norm": 1.0},
         versions={"torch": "2.13.0", "deepspeed": "0.19.8"},
     )
-    files = {probe.PROBE_NAME: recorded.content()}
+    files = {reference_batch.PROBE_NAME: recorded.content()}
     return save(run / "checkpoints", Content(pieces, record, files), Ranks())
 
 

@@ -16,9 +16,9 @@ import torch
 
 from gptface_dist import release
 from gptface_dist.errors import UserError
+from gptface_dist.model import reference_batch
 from gptface_dist.model.parameters import parameters
 from gptface_dist.release import convert as module
-from gptface_dist.release import probe
 from gptface_dist.release.checkpoint import TrainingCheckpoint
 from gptface_dist.release.convert import ConvertOptions, convert
 from gptface_dist.release.tensors import Weights
@@ -70,8 +70,8 @@ def test_bfloat16_and_the_average(run: Path, vocabulary: Vocabulary, tmp_path: P
     assert all(torch.equal(found.model.get_parameter(name), p) for name, p in averaged.named_parameters())
     assert (found.config.card.average, found.config.card.license, found.config.card.name) == (True, "mit", "Mean")
     # What a release records is its own answer, not that of the weights the run went on with.
-    recorded = probe.Probe.load(tmp_path / "average" / "probe.safetensors", vocabulary)
-    assert max(probe.difference(probe.run(averaged, recorded.batch), recorded.logits).values()) < 1e-6
+    recorded = reference_batch.Probe.load(tmp_path / "average" / "probe.safetensors", vocabulary)
+    assert max(reference_batch.difference(reference_batch.run(averaged, recorded.batch), recorded.logits).values()) < 1e-6
 
 
 def test_the_latest_checkpoint_of_a_run_is_taken(run: Path, vocabulary: Vocabulary, tokenizers: Path, tmp_path: Path) -> None:
@@ -135,10 +135,10 @@ def test_other_logits_are_refused_beyond_the_tolerance(
     tokenizers: Path, vocabulary: Vocabulary, tmp_path: Path, dtype: str
 ) -> None:
     model = make_model(vocabulary)
-    own = probe.run(model, probe.probe_batch(vocabulary, GRID, 16))
+    own = reference_batch.run(model, reference_batch.probe_batch(vocabulary, GRID, 16))
     tolerance = module.TOLERANCES[dtype]
     for number, (factor, accepted) in enumerate([(0.9, True), (1.1, False), (float("nan"), False)]):
-        wrong = probe.Logits(own.text, own.image, own.match * (1 + factor * tolerance))
+        wrong = reference_batch.Logits(own.text, own.image, own.match * (1 + factor * tolerance))
         make_checkpoint(tmp_path / str(number), model, tokenizers, logits=wrong, dtype=dtype, moments=False)
         if accepted:
             card = convert(tmp_path / str(number), tmp_path / "accepted", FLOAT32)

@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModel
 
 from gptface_dist import release
 from gptface_dist.errors import UserError
+from gptface_dist.model.reference_batch import probe_batch
 from gptface_dist.release.huggingface import GPTFaceConfig, GPTFaceModel
-from gptface_dist.release.probe import probe_batch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from tests.release.making import GRID, make_model
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from gptface_dist import release
 from gptface_dist.errors import UserError
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.model.reference_batch import Probe, difference, run
 from gptface_dist.release import inspection
 from gptface_dist.release import tensors as files
 from gptface_dist.release.card import Card
-from gptface_dist.release.probe import Probe, difference, run
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from tests.release.making import GRID, OPTIONS, VARIANTS, make_model, make_tokenizers
 

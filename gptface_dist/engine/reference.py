@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptface_dist import host
 from gptface_dist.engine.engine import Engine
-from gptface_dist.release.probe import Logits, ProbeBatch
+from gptface_dist.model.reference_batch import Logits, ProbeBatch
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.release.probe import Logits, Probe, ProbeBatch, difference, probe_batch, run
+from gptface_dist.model.reference_batch import Logits, Probe, ProbeBatch, difference, probe_batch, run
 from gptface_dist.release.streamed import StreamedGPTFace
 from gptface_dist.sequence import IGNORE, IMAGE, PADDING, TEXT
 from gptface_dist.tokenizers.vocabulary import Vocabulary
