@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 
 from gptface_dist import host
+from gptface_dist.benchmarks import step
+from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.checkpoint.background import Background
 from gptface_dist.distributed.collectives import Ranks
-from gptface_dist.engine import benchmark, parity
+from gptface_dist.engine import parity
 from gptface_dist.engine.parity import Case
-from gptface_dist.engine.workload import Workload
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.parallel.layout import Layout
@@ -96,7 +97,7 @@ def test_more_processes_than_gpus_are_refused_before_any_starts(monkeypatch: pyt
     with pytest.raises(UserError, match="2 processes need as many GPUs, there are 1"):
         parity.prove([Case(Layout(dp=2))], tmp_path / "found.jsonl")  # type: ignore[operator]
     with pytest.raises(UserError, match="2 processes need as many GPUs, there are 1"):
-        benchmark.compare(Workload(small, text_length=8, grid=4), 2, 1, 1, lambda _: None)
+        step.compare(Workload(small, text_length=8, grid=4), 2, 1, 1, lambda _: None)
 
 
 def test_the_thread_that_saves_has_its_ranks_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

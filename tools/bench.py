@@ -10,7 +10,7 @@ import typer
 from gptface_dist.tools.progress import bar
 
 if TYPE_CHECKING:
-    from gptface_dist.engine.workload import Workload
+    from gptface_dist.benchmarks.workload import Workload
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed against a named baseline in the same run.")
 
@@ -30,7 +30,7 @@ def data(
     from rich.console import Console
     from rich.table import Table
 
-    from gptface_dist.data.benchmark import BASELINE, compare, hardware
+    from gptface_dist.benchmarks.data import BASELINE, compare, hardware
 
     console = Console()
     console.print(hardware(), highlight=False)
@@ -68,9 +68,8 @@ def train(
     from rich.console import Console
     from rich.table import Table
 
+    from gptface_dist.benchmarks.workload import Workload
     from gptface_dist.config import load
-    from gptface_dist.engine import benchmark
-    from gptface_dist.engine.workload import Workload
     from gptface_dist.model.options import ModelOptions
     from gptface_dist.model.parameters import count
     from gptface_dist.parallel.options import EngineOptions
@@ -78,23 +77,23 @@ def train(
     options = load(ModelOptions, model, [])
     work = Workload(options, micro_batches, size, text_length, grid, text_ids, image_codes, EngineOptions(dtype))
     console = Console()
-    console.print(benchmark.machine(processes), highlight=False)
+    console.print(checkpoint.machine(processes), highlight=False)
     with bar() as progress:
-        task = progress.add_task("starting", total=benchmark.parts(processes, rounds))
+        task = progress.add_task("starting", total=checkpoint.parts(processes, rounds))
         begun = itertools.count()
 
         def show(what: str) -> None:
             progress.update(task, completed=next(begun), description=what)
 
-        found = benchmark.compare(work, processes, rounds, steps, show)
+        found = checkpoint.compare(work, processes, rounds, steps, show)
     if not found.timings:
-        table = Table("way", *(f"loss of step {step + 1}" for step in range(benchmark.WARM_UP)))
+        table = Table("way", *(f"loss of step {step + 1}" for step in range(checkpoint.WARM_UP)))
         for way, losses in found.losses.items():
             table.add_row(way, *(f"{loss:.7g}" for loss in losses))
         console.print(table)
         print(f"losses differ by {found.difference:.1e}: not the same work, so nothing was timed")
         raise typer.Exit(1)
-    amounts = _amounts(work, range(benchmark.WARM_UP, benchmark.WARM_UP + steps), processes)
+    amounts = _amounts(work, range(checkpoint.WARM_UP, checkpoint.WARM_UP + steps), processes)
     for baseline in dict.fromkeys(timing.baseline for timing in found.timings):
         headings = ("way", "ms", "min", "max", "ratio", "min", "max", *amounts)
         table = Table(*headings, title=f"milliseconds a step, and speed as a ratio to {baseline}")
@@ -134,9 +133,9 @@ def checkpoint(
     from rich.console import Console
     from rich.table import Table
 
-    from gptface_dist.checkpoint import benchmark
+    from gptface_dist.benchmarks import checkpoint
+    from gptface_dist.benchmarks.step import machine
     from gptface_dist.config import load
-    from gptface_dist.engine.benchmark import machine
     from gptface_dist.model.options import ModelOptions
     from gptface_dist.model.parameters import count
     from gptface_dist.parallel.layout import Layout
@@ -146,7 +145,7 @@ def checkpoint(
     options = load(ModelOptions, model, [])
     # Without tokenizers, a made-up vocabulary of usual size.
     words = Vocabulary(8192, 1024, "a" * 64, "b" * 64) if tokenizers is None else Vocabulary.load(tokenizers / VOCABULARY_NAME)
-    task = benchmark.Task(options, words, Layout(dp=dp, tp=tp, zero=zero), EngineOptions(dtype), tokenizers)
+    task = checkpoint.Task(options, words, Layout(dp=dp, tp=tp, zero=zero), EngineOptions(dtype), tokenizers)
     console = Console()
     console.print(machine(task.layout.world), highlight=False)
     numbers = count(options, words)
@@ -154,11 +153,11 @@ def checkpoint(
         f"{model}: {numbers / 1e6:.1f} M parameters, {12 * numbers / 1e9:.2f} GB of weights and moments, {task.layout}, {dtype}"
     )
     with tempfile.TemporaryDirectory(dir=folder) as space, bar() as progress:
-        shown = progress.add_task("starting", total=benchmark.parts(task, rounds))
-        found = benchmark.compare(task, Path(space), rounds, lambda what: progress.update(shown, advance=1, description=what))
+        shown = progress.add_task("starting", total=checkpoint.parts(task, rounds))
+        found = checkpoint.compare(task, Path(space), rounds, lambda what: progress.update(shown, advance=1, description=what))
     table = Table("", "way", "s", "min", "max", "ratio", "MB more memory", "ratio", "GB on disk")
     for one in found:
-        theirs = next(other for other in found if (other.what, other.way) == (one.what, benchmark.THEIRS))
+        theirs = next(other for other in found if (other.what, other.way) == (one.what, checkpoint.THEIRS))
         seconds = [f"{f(one.seconds):.2f}" for f in (statistics.median, min, max)]
         ratio = statistics.median(a / b for a, b in zip(one.seconds, theirs.seconds, strict=True))
         more = f"{max(one.memory) / max(1, max(theirs.memory)):.2f}"
@@ -185,14 +184,13 @@ def loss(
     from rich.table import Table
 
     from gptface_dist.errors import UserError
-    from gptface_dist.kernels.loss import benchmark
 
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype must be float32 or bfloat16, got {dtype!r}")
     console = Console()
-    work = benchmark.Work(rows, columns, hidden, dtype, tuple(chunk or (256, 1024)))
+    work = checkpoint.Work(rows, columns, hidden, dtype, tuple(chunk or (256, 1024)))
     with console.status("") as status:
-        costs = benchmark.compare(work, rounds, status.update)
+        costs = checkpoint.compare(work, rounds, status.update)
     base = costs[0]
     table = Table("way", "ms", "ratio", "MiB beyond inputs", "ratio", "error of the weight gradient")
     for cost in costs:
@@ -201,7 +199,7 @@ def loss(
         )
         table.add_row(cost.way, f"{cost.milliseconds:.0f}", time, f"{cost.mebibytes:.0f}", memory, f"{cost.difference:.1e}")
     console.print(table)
-    console.print(f"{benchmark.hardware()}; {rows} rows, {columns} ids, width {hidden}, {dtype}", highlight=False)
+    console.print(f"{checkpoint.hardware()}; {rows} rows, {columns} ids, width {hidden}, {dtype}", highlight=False)
     console.print(f"medians of {rounds} rounds forward and backward, each way in a process of its own", highlight=False)
 
 

@@ -10,7 +10,7 @@ MEASURE = """
 import gc, json, sys, warnings
 from pathlib import Path
 warnings.filterwarnings("ignore")
-from gptface_dist.checkpoint.benchmark import _measure
+from gptface_dist.benchmarks.checkpoint import _measure
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.checkpoint.load import damage, load

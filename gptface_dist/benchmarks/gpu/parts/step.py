@@ -9,11 +9,11 @@ from torch import Tensor
 from gptface_dist import host
 from gptface_dist.benchmarks.gpu.context import Context
 from gptface_dist.benchmarks.work import done
+from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.config import load
 from gptface_dist.data.batch import Batch
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
-from gptface_dist.engine.workload import Workload
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options
 from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.flops import model_flops, peak_tflops

@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from gptface_dist import host
+from gptface_dist.benchmarks.data import hardware
+from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.data.batch import Batch
-from gptface_dist.data.benchmark import hardware
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.distributed.shutdown import barrier
-from gptface_dist.engine.workload import Workload
 from gptface_dist.errors import UserError
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import LossWeights, OptimizerOptions
@@ -227,7 +227,7 @@ def _work(rank: int, world: int, port: int, work: Workload, rounds: int, steps: 
 @contextmanager
 def _built(way: Way, work: Workload) -> Iterator[Step]:
     """The function that does one step this way, from initial weights."""
-    from gptface_dist.engine.baselines import DataParallel, Pipeline
+    from gptface_dist.benchmarks.baselines import DataParallel, Pipeline
     from gptface_dist.engine.engine import Engine
     from gptface_dist.parallel import groups
 

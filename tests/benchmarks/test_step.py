@@ -7,9 +7,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gptface_dist.engine import benchmark
-from gptface_dist.engine.benchmark import OURS, PIPELINE, PYTORCH, TOLERANCE, WARM_UP, Way, agree, difference, timings
-from gptface_dist.engine.workload import Workload
+from gptface_dist.benchmarks import step
+from gptface_dist.benchmarks.step import OURS, PIPELINE, PYTORCH, TOLERANCE, WARM_UP, Way, agree, difference, timings
+from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise
@@ -35,8 +35,8 @@ def plain_loss(work: Workload, step: int) -> float:
 
 def test_all_ways_find_the_loss_of_the_plain_model_and_make_the_same_update() -> None:
     told: list[str] = []
-    found = benchmark.compare(WORK, processes=2, rounds=1, steps=1, progress=told.append)
-    assert list(found.losses) == [str(way) for way in benchmark.ways(2)]
+    found = step.compare(WORK, processes=2, rounds=1, steps=1, progress=told.append)
+    assert list(found.losses) == [str(way) for way in step.ways(2)]
     for way, losses in found.losses.items():
         assert losses[0] == pytest.approx(plain_loss(WORK, 0), rel=1e-6), way
         # The second step's loss is that of updated weights, and far from what it would be without.
@@ -44,7 +44,7 @@ def test_all_ways_find_the_loss_of_the_plain_model_and_make_the_same_update() ->
         assert abs(losses[1] / plain_loss(WORK, 1) - 1) > 10 * TOLERANCE["float32"], way
     assert all(len(timing.seconds) == 1 and timing.seconds[0] > 0 for timing in found.timings)
     assert [timing.way for timing in found.timings] == list(found.losses)
-    assert len(told) == benchmark.parts(2, rounds=1)
+    assert len(told) == step.parts(2, rounds=1)
 
 
 def test_ratios_are_the_baselines_time_over_ones_own_of_the_same_round() -> None:
@@ -56,11 +56,11 @@ def test_ratios_are_the_baselines_time_over_ones_own_of_the_same_round() -> None
 
 def test_each_way_is_compared_with_the_baseline_of_its_kind() -> None:
     for processes in (2, 4):
-        plan = benchmark.ways(processes)
+        plan = step.ways(processes)
         assert all(way.layout.world == processes for way in plan)
         assert {(way.layout.pp, baseline.system) for way, baseline in plan.items()} == {(2, PIPELINE), (1, PYTORCH)}
         assert [way.layout.zero for way in plan if way.system == OURS] == [1, 3, 0, 1]
-    assert [str(way) for way in benchmark.ways(1)] == ["PyTorch", OURS, f"{OURS} ZeRO-1"]
+    assert [str(way) for way in step.ways(1)] == ["PyTorch", OURS, f"{OURS} ZeRO-1"]
 
 
 def test_different_losses_are_found() -> None:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gptface_dist import host
+from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.data.batch import Batch, within
-from gptface_dist.engine.workload import Workload
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise, parameters
 from gptface_dist.model.plain import Embeddings, GPTFace, Layer, MatchHead, TokenHead, sums
