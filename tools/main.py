@@ -7,14 +7,11 @@ import typer
 import gptface_dist
 from gptface_dist.errors import UserError
 from gptface_dist.tools import (
-    attention,
     bench,
     bundle,
     data,
     faces,
-    fp8,
     generate,
-    gpu,
     health,
     parity,
     release,
@@ -32,9 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="GPTFace: from pictures with captions to a model that reads, writes and edits faces.",
 )
-bench.app.command("attention")(attention.attention)
-bench.app.command("fp8")(fp8.fp8)
-bench.app.command("gpu")(gpu.gpu)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(faces.app, name="faces")

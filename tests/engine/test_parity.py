@@ -154,6 +154,8 @@ def without_bridges(rank: int, ports: list[int], folder: Path, turn: Any) -> Non
         host.import_libraries()
         from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 
+        from gptface_dist.engine import deepspeed_patches
+
     compare, over_the_world = parity.compare, coordinator.assert_ints_same_as_other_ranks
     for (name, case), port in zip(NEEDED.items(), ports, strict=True):
 
@@ -168,12 +170,12 @@ def without_bridges(rank: int, ports: list[int], folder: Path, turn: Any) -> Non
         parity.compare = caught
         coordinator.assert_ints_same_as_other_ranks = over_the_world
         turn.wait()
-        kept = getattr(bridges, name)
-        setattr(bridges, name, lambda first, *_: first)
+        kept = getattr(deepspeed_patches, name)
+        setattr(deepspeed_patches, name, lambda first, *_: first)
         # After a time-out, the ranks cannot even gather their results.
         with contextlib.suppress(RuntimeError):
             parity.work(rank, 4, port, [case], str(folder / "all"), timeout_s=15 if name == "scope_trace_check" else 300)
-        setattr(bridges, name, kept)
+        setattr(deepspeed_patches, name, kept)
 
 
 def test_each_bridge_is_needed(tmp_path: Path) -> None:
