@@ -15,7 +15,7 @@ def health(
     from rich.console import Console
     from rich.table import Column, Table
 
-    from gptface_dist.training import attention_report
+    from gptface_dist.training.analysis import attention_report
 
     found = attention_report.read(run, step)
     names = list(dict.fromkeys(name for layer in found.layers.values() for name in layer.tensors))

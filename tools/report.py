@@ -13,7 +13,7 @@ def report(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "GPTFace",
 ) -> None:
     """Write losses, pictures and texts into one HTML file that needs nothing else."""
-    from gptface_dist import report as page
+    from gptface_dist.training.analysis import report as page
 
     page.write(out, title, run, [page.Section.parse(text) for text in section or []])
     print(out)

@@ -38,11 +38,11 @@ def train(
         raise typer.Exit(local.run(["train", str(config), *(overrides or [])], options.layout.world))
     with watched(place, options.run.timeout_s) as watch:
         from gptface_dist import host
-        from gptface_dist.training import checks, folder
+        from gptface_dist.training import checks, run_folder
 
         vocabulary = checks.check(options, place.world)
         if place.rank == 0:
-            folder.claim(options)
+            run_folder.claim(options)
         with host.hushed():
             host.import_libraries()
             from gptface_dist.training.run import train as run
@@ -55,7 +55,7 @@ def curves(
     within: Annotated[float | None, typer.Option(help="Status 1 where runs differ by more, relative to the first.")] = None,
 ) -> None:
     """Draw the losses of runs together, and print how far each is from the first one."""
-    from gptface_dist.training import curves
+    from gptface_dist.training.analysis import curves
 
     differences = [curves.difference(runs[0], other) for other in runs[1:]]
     curves.draw(runs, out)

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from gptface_dist.checkpoint import initial
 from gptface_dist.config import Config
 from gptface_dist.data.batch import BatchOptions
 from gptface_dist.data.loader import Deal
@@ -14,6 +13,7 @@ from gptface_dist.model.options import ModelOptions
 from gptface_dist.parallel import specs
 from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
+from gptface_dist.training import init_from
 
 
 def check(config: Config, world: int) -> Vocabulary:
@@ -30,7 +30,7 @@ def check(config: Config, world: int) -> Vocabulary:
     _, grid = open_sources(data, vocabulary)
     check_fit(config.model, data.batch, grid)
     if config.run.init_from:
-        initial.check(Path(config.run.init_from), config.model, vocabulary)
+        init_from.check(Path(config.run.init_from), config.model, vocabulary)
     if config.evaluation.sources:
         check_held_out(config, vocabulary)
     return vocabulary

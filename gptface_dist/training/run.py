@@ -4,13 +4,13 @@ from gptface_dist.config import Config
 from gptface_dist.distributed import shutdown
 from gptface_dist.distributed.watchdog import Watch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-from gptface_dist.training.attention_health import AttentionHealth
-from gptface_dist.training.checkpointing import Checkpointing
-from gptface_dist.training.hook import Hook
-from gptface_dist.training.journal import Journal
-from gptface_dist.training.memory import HostMemory
-from gptface_dist.training.progress import ProgressBar
-from gptface_dist.training.tracking import Tracking
+from gptface_dist.training.callbacks.attention_health import AttentionHealth
+from gptface_dist.training.callbacks.callback import Hook
+from gptface_dist.training.callbacks.checkpointing import Checkpointing
+from gptface_dist.training.callbacks.host_memory import HostMemory
+from gptface_dist.training.callbacks.journal import Journal
+from gptface_dist.training.callbacks.progress import ProgressBar
+from gptface_dist.training.callbacks.tracking import Tracking
 from gptface_dist.training.trainer import prepare
 
 

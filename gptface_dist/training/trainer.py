@@ -12,7 +12,6 @@ from pathlib import Path
 import torch.distributed as dist
 
 from gptface_dist import host, release
-from gptface_dist.checkpoint import initial
 from gptface_dist.config import Config
 from gptface_dist.data.training import TokenLoader, token_loader
 from gptface_dist.distributed.rank import Place
@@ -23,8 +22,9 @@ from gptface_dist.errors import UserError
 from gptface_dist.model.parameters import count
 from gptface_dist.parallel import groups
 from gptface_dist.tokenizers.vocabulary import Vocabulary
+from gptface_dist.training import init_from
+from gptface_dist.training.callbacks.callback import Hook, RunState
 from gptface_dist.training.evaluation import Evaluation
-from gptface_dist.training.hook import Hook, RunState
 from gptface_dist.training.meter import Meter, loss_metrics
 
 
@@ -127,6 +127,6 @@ def assemble(config: Config, vocabulary: Vocabulary, place: Place, hooks: Sequen
     loader = token_loader(config.data, dist.get_rank(data_group), config.layout.dp)
     engine = Engine(config.model, vocabulary, config.layout, config.run.seed, config.optimizer, config.loss, config.engine)
     if config.run.init_from:
-        initial.load(release.weights(config.run.init_from), EngineState(engine))
+        init_from.load(release.weights(config.run.init_from), EngineState(engine))
     evaluation = Evaluation(config, vocabulary, engine, data_group) if config.evaluation.sources else None
     return Trainer(config, place, vocabulary, engine, loader, evaluation, hooks)

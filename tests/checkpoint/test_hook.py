@@ -21,9 +21,9 @@ from gptface_dist.data.options import DataConfig
 from gptface_dist.engine.parity import GRID, MODEL, VOCABULARY
 from gptface_dist.errors import UserError
 from gptface_dist.model.reference_batch import PROBE_NAME, Logits, Probe, probe_batch
-from gptface_dist.training import checkpointing
-from gptface_dist.training.checkpointing import Checkpointing
-from gptface_dist.training.hook import Hook, RunState
+from gptface_dist.training.callbacks import checkpointing
+from gptface_dist.training.callbacks.callback import Hook, RunState
+from gptface_dist.training.callbacks.checkpointing import Checkpointing
 from gptface_dist.training.options import RunOptions
 from tests.checkpoint.small import SmallState, read
 

@@ -13,7 +13,7 @@ import yaml
 from gptface_dist.checkpoint.folder import FOLDER_NAME, latest, published, step_of
 from gptface_dist.checkpoint.load import damage
 from gptface_dist.distributed.collectives import Ranks
-from gptface_dist.training import journal
+from gptface_dist.training.callbacks import journal
 from tests.corpus import VOCABULARY, write_tokens
 from tests.training.test_train import config
 

@@ -26,8 +26,8 @@ from gptface_dist.model.parameters import Parameter
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.tools.main import app
-from gptface_dist.training import journal
-from gptface_dist.training.attention_report import LayerReport, entries, read
+from gptface_dist.training.analysis.attention_report import LayerReport, entries, read
+from gptface_dist.training.callbacks import journal
 from gptface_dist.training.options import AttentionHealthOptions
 from tests.corpus import VOCABULARY as CORPUS
 from tests.corpus import write_tokens
@@ -99,7 +99,7 @@ def train(job: Job, rank: int) -> dict[str, Any]:
 
     from gptface_dist.engine.attention import attentions
     from gptface_dist.engine.engine import Engine
-    from gptface_dist.training.attention_health import AttentionHealth
+    from gptface_dist.training.callbacks.attention_health import AttentionHealth
 
     options = EngineOptions(attention=job.attention, recompute=job.recompute)
     # So small that the weights stay.

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from gptface_dist.errors import UserError
-from gptface_dist.training import curves, journal
+from gptface_dist.training.analysis import curves
+from gptface_dist.training.callbacks import journal
 
 
 def write(folder: Path, losses: list[float], torn: bool = False) -> Path:

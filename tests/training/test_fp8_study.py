@@ -71,7 +71,7 @@ def work(_rank: int, folder: Path) -> None:
     warnings.filterwarnings("ignore")
     with host.hushed():
         host.import_libraries()
-        from gptface_dist.training.fp8_study import compare, prepared
+        from gptface_dist.training.analysis.fp8_study import compare, prepared
 
         options, taken, done = prepared(config(folder)), [], []
         for name, forward in (("sound", FORWARD), ("broken", without_mean)):
@@ -94,7 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def gaps(folder: Path, name: str) -> dict[str, Any]:
     """A study's gaps in each loss."""
-    from gptface_dist.training.fp8_study import Gap
+    from gptface_dist.training.analysis.fp8_study import Gap
 
     return {key: Gap(**raw) for key, raw in json.loads((folder / f"{name}.json").read_text()).items()}
 

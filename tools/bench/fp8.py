@@ -27,7 +27,7 @@ def fp8(
 
     with host.hushed():
         host.import_libraries()
-        from gptface_dist.training import fp8_study as study
+        from gptface_dist.training.analysis import fp8_study as study
 
     options = study.prepared(load(Config, config, overrides or []))
     vocabulary = checks.check(options, 1)

@@ -11,7 +11,7 @@ from gptface_dist.benchmarks.gpu import token_shards
 from gptface_dist.benchmarks.gpu.context import Context
 from gptface_dist.benchmarks.gpu.token_shards import TokenShards
 from gptface_dist.checkpoint import folder as checkpoints
-from gptface_dist.training import journal
+from gptface_dist.training.callbacks import journal
 
 RUNS: dict[str, list[str]] = {
     "float32": [],

@@ -9,8 +9,8 @@ import yaml
 
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
-from gptface_dist.training import folder
-from gptface_dist.training.hook import Hook
+from gptface_dist.training import run_folder
+from gptface_dist.training.callbacks.callback import Hook
 from gptface_dist.training.options import TrackingOptions
 from gptface_dist.training.trainer import Trainer
 from gptface_dist.training.versions import versions
@@ -54,7 +54,7 @@ class Tracking(Hook):
             else:
                 self._run = self._new_run(run)
                 write_atomically(kept, self._run + "\n")
-            self._client.log_artifact(self._run, str(run.folder / folder.NAME))
+            self._client.log_artifact(self._run, str(run.folder / run_folder.NAME))
         except mlflow.exceptions.MlflowException as error:
             raise UserError(f"mlflow at {uri}: {str(error).splitlines()[0]}; tracking.mlflow=false goes without") from None
 
@@ -65,7 +65,7 @@ class Tracking(Hook):
         experiment = found.experiment_id if found else self._client.create_experiment(name, artifact_location=place)
         created = self._client.create_run(experiment, run_name=self._options.name or run.folder.name, tags=versions())
         run_id: str = created.info.run_id
-        for key, value in _flat(folder.resolved(run.config)):
+        for key, value in _flat(run_folder.resolved(run.config)):
             self._client.log_param(run_id, key, value)
         self._client.log_param(run_id, "parameters", run.parameters)
         return run_id

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptface_dist.errors import UserError
-from gptface_dist.training import journal
+from gptface_dist.training.callbacks import journal
 
 LOSSES = ("loss", "loss/text", "loss/image", "loss/match")
 

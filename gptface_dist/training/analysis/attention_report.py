@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptface_dist.errors import UserError
-from gptface_dist.training import journal
+from gptface_dist.training.callbacks import journal
 
 PREFIX = "attention/"
 SATURATED, FLUSHED = "_saturated", "_flushed"

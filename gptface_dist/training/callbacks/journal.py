@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from gptface_dist.files import write_atomically
-from gptface_dist.training.hook import Hook
+from gptface_dist.training.callbacks.callback import Hook
 
 if TYPE_CHECKING:
     from gptface_dist.training.trainer import Trainer

@@ -13,7 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
-from gptface_dist.training import curves, journal
+from gptface_dist.training.analysis import curves
+from gptface_dist.training.callbacks import journal
 
 WIDTH = 640
 """Pixels to which small pictures are enlarged, at most."""

@@ -1,7 +1,7 @@
 """Keeps a run's resident memory where it begins, on a CPU, where tensors live in it."""
 
 from gptface_dist import host
-from gptface_dist.training.hook import Hook
+from gptface_dist.training.callbacks.callback import Hook
 from gptface_dist.training.trainer import Trainer
 
 EVERY = 20

@@ -15,7 +15,7 @@ from gptface_dist.errors import UserError
 from gptface_dist.parallel import groups
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-from gptface_dist.training.hook import Hook
+from gptface_dist.training.callbacks.callback import Hook
 from gptface_dist.training.trainer import Trainer, assemble
 
 KERNELS = ("sdpa", "fp8")

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from gptface_dist.errors import UserError
-from gptface_dist.report import Section, write
-from gptface_dist.training import journal
+from gptface_dist.training.analysis.report import Section, write
+from gptface_dist.training.callbacks import journal
 
 
 @pytest.fixture

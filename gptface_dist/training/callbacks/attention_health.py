@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from gptface_dist.engine.attention import AttentionProbe, without_fp8
 from gptface_dist.kernels.attention.health import Health
-from gptface_dist.training.attention_report import LayerReport, entries
-from gptface_dist.training.hook import Hook
+from gptface_dist.training.analysis.attention_report import LayerReport, entries
+from gptface_dist.training.callbacks.callback import Hook
 from gptface_dist.training.options import AttentionHealthOptions
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gptface_dist.training.hook import Hook
+from gptface_dist.training.callbacks.callback import Hook
 from gptface_dist.training.trainer import Trainer
 
 
