@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gptface_dist.config import Config, load
+from gptface_dist.config import load
 from gptface_dist.errors import UserError
+from gptface_dist.training.config import Config
 
 GOOD = """
 data:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gptface_dist.config import Config, load
+from gptface_dist.config import load
+from gptface_dist.training.config import Config
 from tests.test_readme import parse
 
 ROOT = Path(__file__).parents[1]

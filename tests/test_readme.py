@@ -10,8 +10,9 @@ import pytest
 import typer
 from PIL import Image
 
-from gptface_dist.config import Config, load
+from gptface_dist.config import load
 from gptface_dist.tools import main
+from gptface_dist.training.config import Config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

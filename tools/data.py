@@ -105,9 +105,10 @@ def batch_command(
 
     The keys are what a skip list takes.
     """
-    from gptface_dist.config import Config, load
+    from gptface_dist.config import load
     from gptface_dist.data.training import token_loader
     from gptface_dist.sequence import IGNORE, IMAGE, TEXT
+    from gptface_dist.training.config import Config
 
     batches, replaced = token_loader(load(Config, config, overrides or []).data).read(step)
     print("text shard\ttext key\tepoch\timage shard\timage key\tmatched\ttokens\ttext masked\timage masked")

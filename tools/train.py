@@ -16,9 +16,11 @@ def train(
 
     When one process fails, all end within seconds, with one message and the same status.
     """
-    from gptface_dist.config import Config, load
+    from gptface_dist.config import load
     from gptface_dist.distributed.rank import find
     from gptface_dist.distributed.watchdog import watched
+    from gptface_dist.parallel import libraries
+    from gptface_dist.training.config import Config
 
     place = find()
     # Every process reads the same file: before they have met, rank 0 speaks for all.
@@ -43,8 +45,8 @@ def train(
         vocabulary = checks.check(options, place.world)
         if place.rank == 0:
             run_folder.claim(options)
-        with host.hushed():
-            host.import_libraries()
+        with libraries.hushed():
+            libraries.import_libraries()
             from gptface_dist.training.run import train as run
         run(options, vocabulary, watch)
 

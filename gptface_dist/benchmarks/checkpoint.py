@@ -26,7 +26,6 @@ from gptface_dist.checkpoint.load import damage, load
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
-from gptface_dist.config import Config
 from gptface_dist.data.options import DataConfig
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.collectives import Ranks
@@ -34,10 +33,12 @@ from gptface_dist.distributed.rank import Place
 from gptface_dist.distributed.shutdown import barrier
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
+from gptface_dist.training.config import Config
 
 OURS, BACKGROUND, THEIRS, FLUSHED = "gptface_dist", "gptface_dist, background", "DeepSpeed", "DeepSpeed, then fsync"
 TAG = "step"
@@ -124,8 +125,8 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
     world = task.layout.world
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // world)))
     warnings.filterwarnings("ignore")
-    with host.hushed():
-        host.import_libraries()
+    with libraries.hushed():
+        libraries.import_libraries()
         from gptface_dist.engine import reference
         from gptface_dist.engine.engine import Engine
         from gptface_dist.engine.state import EngineState
@@ -205,7 +206,7 @@ def _convert(_: int, way: str, task: Task, path: str, queue: Any) -> None:
     """One process that converts."""
     warnings.filterwarnings("ignore")
     os.environ["TQDM_DISABLE"] = "1"
-    with host.hushed():
+    with libraries.hushed():
         from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_fp32_state_dict
 
         from gptface_dist.release.convert import ConvertOptions, convert

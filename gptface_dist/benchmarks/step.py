@@ -29,6 +29,7 @@ from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.distributed.shutdown import barrier
 from gptface_dist.errors import UserError
+from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import LossWeights, OptimizerOptions
 
@@ -196,8 +197,8 @@ def _work(rank: int, world: int, port: int, work: Workload, rounds: int, steps: 
             messages.put((kind, way, value))
 
     # DeepSpeed's pipeline prints its partition each time it is built.
-    with host.hushed():
-        host.import_libraries()
+    with libraries.hushed():
+        libraries.import_libraries()
         from gptface_dist.parallel import groups
 
         groups.join(Place(rank, world, rank, port=port, held=True), None, TIMEOUT_S)

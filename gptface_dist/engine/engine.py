@@ -18,7 +18,7 @@ from gptface_dist.engine.schedule import Chunks, Turn
 from gptface_dist.model.dropout import Masks
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import Parameter, parameters
-from gptface_dist.parallel import specs
+from gptface_dist.parallel import libraries, specs
 from gptface_dist.parallel.layer import megatron_config
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
@@ -62,7 +62,7 @@ class Engine:
         engine: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
     ):
         deepspeed_patches.check_version()
-        host.without_cuda()
+        libraries.without_cuda()
         self.layout, self.clip = layout, optimizer.clip
         self._seed = seed
         self.steps = 0

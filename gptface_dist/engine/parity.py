@@ -32,7 +32,7 @@ from gptface_dist.model.dropout import Masks
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise, parameters
 from gptface_dist.model.plain import GPTFace
-from gptface_dist.parallel import specs
+from gptface_dist.parallel import libraries, specs
 from gptface_dist.parallel.layout import ZERO_STAGES, Layout
 from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.sequence import IGNORE
@@ -213,8 +213,8 @@ def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_
     torch.set_num_threads(1)
     # DeepSpeed and megatron-core greet on import, eight times over; these processes have nothing else to say.
     warnings.filterwarnings("ignore")
-    with host.hushed():
-        host.import_libraries()
+    with libraries.hushed():
+        libraries.import_libraries()
         from gptface_dist.engine import engine
         from gptface_dist.parallel import groups
 

@@ -9,9 +9,9 @@ from megatron.core import parallel_state as groups
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from gptface_dist import host
 from gptface_dist.engine.engine import Engine
 from gptface_dist.model.reference_batch import Logits, ProbeBatch
+from gptface_dist.parallel import libraries
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def run(engine: Engine, batch: ProbeBatch) -> Logits:
     repeats = layout.pp if layout.vpp > 1 else 1
     iterators = [iter([here] * repeats) for _ in turns]
     engine.engine.train(False)
-    with host.schedules():
+    with libraries.schedules():
         found: list[tuple[Tensor, ...]] = get_forward_backward_func()(
             forward_step_func=_forward_step,
             data_iterator=iterators if len(turns) > 1 else iterators[0],

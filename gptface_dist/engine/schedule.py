@@ -10,10 +10,10 @@ from megatron.core.enums import ModelType
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
-from gptface_dist import host
 from gptface_dist.data.batch import Batch
 from gptface_dist.engine import deepspeed_patches
 from gptface_dist.model.dropout import Masks
+from gptface_dist.parallel import libraries
 from gptface_dist.parallel.stage import Stage
 from gptface_dist.sequence import IGNORE
 
@@ -66,7 +66,7 @@ def run(
     length = max(batch.tokens.shape[1] for batch in batches)
     padded = [pad(batch, length) for batch in batches]
     iterators = [iter(zip(padded, masks, strict=True)) for _ in turns]
-    with host.schedules():
+    with libraries.schedules():
         found = get_forward_backward_func()(
             forward_step_func=functools.partial(_forward_step, scale=scale),
             data_iterator=iterators if len(turns) > 1 else iterators[0],

@@ -14,6 +14,7 @@ from torch.distributed import distributed_c10d
 from gptface_dist import host
 from gptface_dist.distributed import shutdown
 from gptface_dist.distributed.rank import Place
+from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
 
 
@@ -32,7 +33,7 @@ def join(place: Place, store: Any, timeout_s: float) -> None:
 
 def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
     """Process groups for a layout that was checked, in the world that was joined (:func:`join`)."""
-    host.without_cuda()
+    libraries.without_cuda()
     # On CPUs DeepSpeed (0.19.8) would compile an all-reduce for inference first, for a minute, and where two installations
     # share a home folder, again each time they take turns. Training never calls it.
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from gptface_dist.config import Config
 from gptface_dist.data.batch import BatchOptions
 from gptface_dist.data.loader import Deal
 from gptface_dist.data.options import DataConfig
@@ -14,6 +13,7 @@ from gptface_dist.parallel import specs
 from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training import init_from
+from gptface_dist.training.config import Config
 
 
 def check(config: Config, world: int) -> Vocabulary:

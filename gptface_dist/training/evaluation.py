@@ -5,12 +5,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gptface_dist.config import Config
 from gptface_dist.data.training import token_loader
 from gptface_dist.engine.engine import Engine
 from gptface_dist.sequence import IGNORE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.checks import held_out
+from gptface_dist.training.config import Config
 from gptface_dist.training.meter import loss_metrics
 
 

@@ -1,6 +1,5 @@
 """A run from its configuration to its end, with the hooks that every run has."""
 
-from gptface_dist.config import Config
 from gptface_dist.distributed import shutdown
 from gptface_dist.distributed.watchdog import Watch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
@@ -11,6 +10,7 @@ from gptface_dist.training.callbacks.host_memory import HostMemory
 from gptface_dist.training.callbacks.journal import Journal
 from gptface_dist.training.callbacks.progress import ProgressBar
 from gptface_dist.training.callbacks.tracking import Tracking
+from gptface_dist.training.config import Config
 from gptface_dist.training.trainer import prepare
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from gptface_dist.config import Config
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
+from gptface_dist.training.config import Config
 
 NAME = "config.yaml"
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from gptface_dist import host, release
-from gptface_dist.config import Config
+from gptface_dist import release
 from gptface_dist.data.training import TokenLoader, token_loader
 from gptface_dist.distributed.rank import Place
 from gptface_dist.distributed.watchdog import Watch
@@ -20,12 +19,14 @@ from gptface_dist.engine.engine import Engine, StepResult
 from gptface_dist.engine.state import EngineState
 from gptface_dist.errors import UserError
 from gptface_dist.model.parameters import count
-from gptface_dist.parallel import groups
+from gptface_dist.parallel import groups, libraries
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training import init_from
-from gptface_dist.training.callbacks.callback import Hook, RunState
+from gptface_dist.training.callbacks.callback import Hook
+from gptface_dist.training.config import Config
 from gptface_dist.training.evaluation import Evaluation
 from gptface_dist.training.meter import Meter, loss_metrics
+from gptface_dist.training.state import RunState
 
 
 class Trainer:
@@ -116,7 +117,7 @@ def prepare(config: Config, vocabulary: Vocabulary, watch: Watch, hooks: Sequenc
     """Put a run that was checked together on this rank: process groups, then the rest."""
     place = watch.place
     groups.join(place, watch.store, config.run.timeout_s)
-    with host.hushed():
+    with libraries.hushed():
         groups.start(config.layout, config.run.seed, config.run.timeout_s)
     return assemble(config, vocabulary, place, hooks)
 

@@ -15,16 +15,17 @@ from gptface_dist.checkpoint import folder, storage
 from gptface_dist.checkpoint.folder import FOLDER_NAME, name_of, published
 from gptface_dist.checkpoint.options import CheckpointOptions
 from gptface_dist.checkpoint.record import RunRecord
-from gptface_dist.config import Config
 from gptface_dist.data.loader import Position
 from gptface_dist.data.options import DataConfig
 from gptface_dist.engine.parity import GRID, MODEL, VOCABULARY
 from gptface_dist.errors import UserError
 from gptface_dist.model.reference_batch import PROBE_NAME, Logits, Probe, probe_batch
 from gptface_dist.training.callbacks import checkpointing
-from gptface_dist.training.callbacks.callback import Hook, RunState
+from gptface_dist.training.callbacks.callback import Hook
 from gptface_dist.training.callbacks.checkpointing import Checkpointing
+from gptface_dist.training.config import Config
 from gptface_dist.training.options import RunOptions
+from gptface_dist.training.state import RunState
 from tests.checkpoint.small import SmallState, read
 
 PROBE = probe_batch(VOCABULARY, GRID, 20)

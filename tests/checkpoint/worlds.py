@@ -17,7 +17,6 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host
 from gptface_dist.checkpoint.folder import name_of
 from gptface_dist.checkpoint.load import damage, load
 from gptface_dist.checkpoint.manifest import Manifest
@@ -32,6 +31,7 @@ from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.reference_batch import PROBE_NAME, Probe, probe_batch
+from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 
@@ -126,8 +126,8 @@ def work(rank: int, jobs: list[Job], port: int, folder: str, turn: Any) -> None:
     """One spawned process. ``turn`` is a barrier: who has no part in a job waits without taking time from the others."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    with host.hushed():
-        host.import_libraries()
+    with libraries.hushed():
+        libraries.import_libraries()
         from gptface_dist.parallel import groups
 
         store: Any = dist.TCPStore(rendezvous.ADDRESS, port)

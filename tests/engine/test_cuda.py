@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case, Found
+from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from tests.fake_cuda import fake_cuda
@@ -62,8 +62,8 @@ def work(rank: int, world: int, port: int, folder: Path) -> None:
     """One spawned process, for all cases of a world size."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    with host.hushed():
-        host.import_libraries()
+    with libraries.hushed():
+        libraries.import_libraries()
         from gptface_dist.parallel import groups
 
         groups.join(Place(rank, world, rank, port=port, held=True), None, 300)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
@@ -20,6 +19,7 @@ from gptface_dist.kernels.attention import emulator, operator
 from gptface_dist.kernels.attention.operator import fp8_attention
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options, Sequences
 from gptface_dist.model.attention import AttentionOptions
+from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from tests.kernels.inputs import attention_inputs
@@ -80,8 +80,8 @@ def work(rank: int, world: int, port: int, layout: Layout, folder: Path) -> None
     """One spawned process: alone it writes what it found, with others how far it is from that."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    with host.hushed():
-        host.import_libraries()
+    with libraries.hushed():
+        libraries.import_libraries()
         from megatron.core import parallel_state
 
         from gptface_dist.parallel import groups

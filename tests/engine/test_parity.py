@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host
 from gptface_dist.distributed import rendezvous
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, Case, Found, prove
+from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import ZERO_STAGES, Layout
 from gptface_dist.parallel.options import EngineOptions
 
@@ -150,8 +150,8 @@ def without_bridges(rank: int, ports: list[int], folder: Path, turn: Any) -> Non
     """One of four spawned processes: each case without its bridge; what comes of it is written down."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    with host.hushed():
-        host.import_libraries()
+    with libraries.hushed():
+        libraries.import_libraries()
         from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 
         from gptface_dist.engine import deepspeed_patches

@@ -14,7 +14,6 @@ import yaml
 from torch.multiprocessing.spawn import start_processes
 from typer.testing import CliRunner
 
-from gptface_dist import host
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
@@ -23,6 +22,7 @@ from gptface_dist.errors import UserError
 from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import Parameter
+from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 from gptface_dist.tools.main import app
@@ -149,8 +149,8 @@ def work(rank: int, world: int, port: int, jobs: list[Job], folder: Path) -> Non
     """One spawned process."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    with host.hushed():
-        host.import_libraries()
+    with libraries.hushed():
+        libraries.import_libraries()
         from gptface_dist.parallel import groups
 
         groups.join(Place(rank, world, rank, port=port, held=True), None, 300)

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist import host
-from gptface_dist.config import Config
 from gptface_dist.data import tokens
 from gptface_dist.data.batch import BatchOptions
 from gptface_dist.data.options import DataConfig, SourceConfig
@@ -22,7 +20,9 @@ from gptface_dist.data.shards import ShardWriter, write_index
 from gptface_dist.data.stream import StreamOptions
 from gptface_dist.kernels.attention import emulator
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.parallel import libraries
 from gptface_dist.parallel.options import OptimizerOptions
+from gptface_dist.training.config import Config
 from gptface_dist.training.options import EvaluationOptions, RunOptions
 from gptface_dist.training.schedule import ScheduleOptions
 from tests.corpus import GRID, VOCABULARY
@@ -69,8 +69,8 @@ def work(_rank: int, folder: Path) -> None:
     """One spawned process: the study as it is, and of a recipe that is broken."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    with host.hushed():
-        host.import_libraries()
+    with libraries.hushed():
+        libraries.import_libraries()
         from gptface_dist.training.analysis.fp8_study import compare, prepared
 
         options, taken, done = prepared(config(folder)), [], []

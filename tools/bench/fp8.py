@@ -21,12 +21,13 @@ def fp8(
     from rich.console import Console
     from rich.table import Table
 
-    from gptface_dist import host
-    from gptface_dist.config import Config, load
+    from gptface_dist.config import load
+    from gptface_dist.parallel import libraries
     from gptface_dist.training import checks
+    from gptface_dist.training.config import Config
 
-    with host.hushed():
-        host.import_libraries()
+    with libraries.hushed():
+        libraries.import_libraries()
         from gptface_dist.training.analysis import fp8_study as study
 
     options = study.prepared(load(Config, config, overrides or []))

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 
 from torch._C._distributed_c10d import HashStore
 
-from gptface_dist import host
-from gptface_dist.config import Config
 from gptface_dist.distributed.rank import Place
 from gptface_dist.errors import UserError
-from gptface_dist.parallel import groups
+from gptface_dist.parallel import groups, libraries
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.callbacks.callback import Hook
+from gptface_dist.training.config import Config
 from gptface_dist.training.trainer import Trainer, assemble
 
 KERNELS = ("sdpa", "fp8")
@@ -88,7 +87,7 @@ def compare(
         raise UserError(f"at least 2 seeds are needed to know what another seed changes, got {len(seeds)}")
     found: dict[str, list[dict[str, float]]] = {kernel: [] for kernel in KERNELS}
     groups.join(Place(), HashStore(), config.run.timeout_s)
-    with host.hushed():
+    with libraries.hushed():
         groups.start(config.layout, 0, config.run.timeout_s)
     for seed, kernel in itertools.product(seeds, KERNELS):
         found[kernel].append(train(config, vocabulary, kernel, seed, step))

@@ -6,31 +6,10 @@ rank alone asks ``run.processes``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-from gptface_dist.data.loader import Position
 
 if TYPE_CHECKING:
     from gptface_dist.training.trainer import Trainer
-
-
-@dataclass
-class RunState:
-    """Where a run stands, but for weights and optimizer: what a checkpoint writes beside them."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    position: Position | None = None
-    """Where the data of the next step begins; None at the very beginning."""
-    samples: int = 0
-    """Samples trained on, over all ranks."""
-    tokens: int = 0
-    """Tokens trained on, over all ranks; padding is not counted."""
-    seconds: float = 0.0
-    """Time spent in training steps."""
-    hooks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each hook keeps (:meth:`Hook.state`), by the name of its class."""
 
 
 class Hook:

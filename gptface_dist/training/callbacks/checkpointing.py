@@ -22,8 +22,9 @@ from gptface_dist.engine.state import EngineState
 from gptface_dist.errors import UserError
 from gptface_dist.files import sha256
 from gptface_dist.model.reference_batch import PROBE_NAME, Probe, ProbeBatch, probe_batch
-from gptface_dist.training.callbacks.callback import Hook, RunState
+from gptface_dist.training.callbacks.callback import Hook
 from gptface_dist.training.run_folder import resolved
+from gptface_dist.training.state import RunState
 from gptface_dist.training.trainer import Trainer
 from gptface_dist.training.versions import versions
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gptface_dist import host
 from gptface_dist.benchmarks.gpu.context import Context
 from gptface_dist.benchmarks.work import done
 from gptface_dist.benchmarks.workload import Workload
@@ -19,6 +18,7 @@ from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.flops import model_flops, peak_tflops
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import count
+from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
 
@@ -43,8 +43,8 @@ def run(context: Context) -> None:
     """Time one model at every length with every attention: one process, no ZeRO, bfloat16."""
     model = "tiny" if context.dry else context.variant
     options = load(ModelOptions, context.checkout / "configs" / "models" / f"{model}.yaml", [])
-    with rendezvous.held() as port, host.hushed():
-        host.import_libraries()
+    with rendezvous.held() as port, libraries.hushed():
+        libraries.import_libraries()
         from gptface_dist.engine.engine import Engine
         from gptface_dist.parallel import groups
 
