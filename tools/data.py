@@ -106,18 +106,16 @@ def batch_command(
     The keys are what a skip list takes.
     """
     from gptface_dist.config import load
-    from gptface_dist.data.training import token_loader
-    from gptface_dist.sequence import IGNORE, IMAGE, TEXT
     from gptface_dist.training.config import Config
+    from gptface_dist.training.data import batch_loader
 
-    batches, replaced = token_loader(load(Config, config, overrides or []).data).read(step)
-    print("text shard\ttext key\tepoch\timage shard\timage key\tmatched\ttokens\ttext masked\timage masked")
-    for batch in batches:
-        predicted = batch.labels != IGNORE
-        for row, (text, image) in enumerate(zip(batch.text_origins, batch.image_origins, strict=True)):
-            masked = [int((predicted[row] & (batch.segments[row] == segment)).sum()) for segment in (TEXT, IMAGE)]
-            cells = [f"{text.source}/{text.shard}", text.key, text.epoch, f"{image.source}/{image.shard}", image.key]
-            print(*cells, batch.matched[row], batch.lengths[row], *masked, sep="\t")
+    options = load(Config, config, overrides or [])
+    objective = options.build_objective()
+    batches, replaced = batch_loader(options.data, objective).read(step)
+    rows = [row for batch in batches for row in objective.describe(batch)]
+    print(*rows[0], sep="\t")
+    for row in rows:
+        print(*row.values(), sep="\t")
     for one in replaced:
         print(f"replaced: {one.origin}: {one.reason}; by {one.by}")
 

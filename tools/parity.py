@@ -3,9 +3,11 @@
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from gptface_dist.errors import UserError
 
 
 def parity(
@@ -17,6 +19,8 @@ def parity(
     zero: Annotated[int, typer.Option(help="ZeRO stage: 0 (none), 1, 2 or 3.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 3,
     matrix: Annotated[bool, typer.Option("--matrix", help="All legal layouts of 2 to 8 processes instead of one.")] = False,
+    objective: Annotated[str, typer.Option(help="What is trained: milm_itm or contrastive.")] = "milm_itm",
+    micro_batches: Annotated[int, typer.Option(min=1, help="Micro-batches of the global batch of 16 samples.")] = 8,
     dtype: Annotated[str, typer.Option(help="Of weights and activations: float32 or bfloat16.")] = "float32",
     recompute: Annotated[str, typer.Option(help="What the backward pass computes again: none, attention or layer.")] = "none",
     dropout: Annotated[float, typer.Option(help="Chance of dropout, of hidden states and attention weights.")] = 0.0,
@@ -32,13 +36,19 @@ def parity(
     from rich.table import Column, Table
 
     from gptface_dist.engine import parity as proof
+    from gptface_dist.objectives.registry import ObjectiveOptions, build_objective
     from gptface_dist.parallel.layout import Layout
     from gptface_dist.parallel.options import EngineOptions
 
+    if proof.SAMPLES % micro_batches:
+        raise UserError(f"--micro-batches {micro_batches} does not divide the {proof.SAMPLES} samples of the global batch")
     cases = proof.matrix() if matrix else [proof.Case(Layout(dp, tp, pp, vpp, sp, zero))]
     model = replace(proof.MODEL, hidden_dropout=dropout, attention_dropout=dropout)
     engine = EngineOptions(dtype=dtype, recompute=recompute)
-    cases = [replace(case, steps=steps, model=model, engine=engine, tolerance=tolerance) for case in cases]
+    how: dict[str, Any] = {"steps": steps, "model": model, "engine": engine, "tolerance": tolerance}
+    how |= {"objective": build_objective(ObjectiveOptions(objective), {})}
+    how |= {"micro_batches": micro_batches, "size": proof.SAMPLES // micro_batches}
+    cases = [replace(case, **how) for case in cases]
     table = Table(
         "layout",
         "loss",

@@ -8,6 +8,7 @@ same options.
 import contextlib
 import functools
 from collections.abc import Iterable
+from dataclasses import fields, replace
 from typing import Any
 
 import deepspeed
@@ -19,11 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gptface_dist import host
 from gptface_dist.benchmarks.workload import Workload
-from gptface_dist.data.batch import Batch, within
+from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.parameters import initialise, parameters
-from gptface_dist.model.plain import Embeddings, GPTFace, Layer, MatchHead, TokenHead, sums
+from gptface_dist.model.parameters import initialise
+from gptface_dist.model.plain import Embeddings, Layer, TokenHead, Transformer, summed_cross_entropy
+from gptface_dist.objectives.objective import Objective
 from gptface_dist.parallel.options import OptimizerOptions
+from gptface_dist.sequence import PaddedBatch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 TIED = "embeddings"
@@ -37,18 +40,20 @@ class DataParallel:
     """
 
     def __init__(self, work: Workload, optimizer: OptimizerOptions):
-        model = GPTFace(work.model, work.vocabulary)
+        if work.objective.surveys:
+            raise UserError(f"the objective {work.objective.name} needs two passes: only gptface_dist does that")
+        model = work.objective.model(work.model, work.vocabulary)
         initialise(model, work.seed)
         model.to(host.device())
         self._adam, self._clip = _adam(work, model.named_parameters(), optimizer), optimizer.clip
-        self._world = dist.get_world_size()
-        losses = _Losses(model, work.engine.torch_dtype)
+        self._world, self._objective = dist.get_world_size(), work.objective
+        losses = _Losses(work.objective, model, work.engine.torch_dtype)
         self._model = DistributedDataParallel(losses) if self._world > 1 else losses
 
-    def step(self, batches: list[Batch[Tensor]]) -> float:
+    def step(self, batches: list[PaddedBatch[Tensor]]) -> float:
         """One optimizer step on this rank's micro-batches; the loss of the global batch."""
         # DistributedDataParallel averages gradients; these are parts of a sum.
-        scale = _scale(batches, dist.group.WORLD) * self._world
+        scale = _scale(self._objective, batches, dist.group.WORLD) * self._world
         total = torch.zeros((), device=scale.device)
         for number, batch in enumerate(batches):
             with contextlib.ExitStack() as stack:
@@ -73,11 +78,14 @@ class Pipeline:
 
     def __init__(self, work: Workload, optimizer: OptimizerOptions, stages: int):
         deepspeed.init_distributed(host.backend(), verbose=False)
-        specs, prefixes = _specs(work.model, work.vocabulary)
-        module = PipelineModule(specs, num_stages=stages, loss_fn=_weighted, partition_method="type:^transformerlayer$")
+        self._objective = work.objective
+        self._last: list[LastStage] = []
+        self._batch: PaddedBatch[Tensor] | None = None
+        specs, prefixes = _specs(work, self._last)
+        module = PipelineModule(specs, num_stages=stages, loss_fn=self._loss, partition_method="type:^transformerlayer$")
         named = {_global_name(name, prefixes): parameter for name, parameter in module.named_parameters()}
         with torch.no_grad():
-            for entry in parameters(work.model, work.vocabulary):
+            for entry in work.objective.parameters(work.model, work.vocabulary):
                 if entry.name in named:
                     named[entry.name].copy_(entry.initial(work.seed))
         self._replicas = dist.get_world_size() // stages
@@ -98,26 +106,32 @@ class Pipeline:
         )
         self._group = module.mpu().get_data_parallel_group()
 
-    def step(self, batches: list[Batch[Tensor]]) -> float:
+    def step(self, batches: list[PaddedBatch[Tensor]]) -> float:
         """One optimizer step on this rank's micro-batches; the loss of the global batch."""
         # The engine takes means over micro-batches and replicas; these are parts of a sum.
-        scale = _scale(batches, self._group) * (len(batches) * self._replicas)
-        pairs = [((b.tokens, b.segments, b.positions, b.lengths, b.labels, b.matched), scale) for b in batches]
-        return float(self._engine.train_batch(iter(pairs)))
+        scale = _scale(self._objective, batches, self._group) * (len(batches) * self._replicas)
+        self._batch = batches[0]
+        return float(self._engine.train_batch(iter([_pack(batch, scale) for batch in batches])))
+
+    def _loss(self, outputs: tuple[Tensor, Tensor], labels: tuple[Tensor, ...]) -> Tensor:
+        """The weighted loss on the last stage."""
+        assert self._batch is not None
+        scale, *parts = labels
+        tensors: dict[str, Any] = dict(zip(_tensors(self._batch), parts, strict=True))
+        batch = replace(self._batch, **tensors)
+        return (self._last[0].losses(outputs, batch) * scale).sum()
 
 
-def _scale(batches: list[Batch[Tensor]], group: Any) -> Tensor:
-    """Float32 [3]: one over the numbers of masked text tokens, masked image tokens and pairs, over all micro-batches and
-    the ranks of ``group``.
-    """
-    known = [[len(batch.masked_text), len(batch.masked_image), len(batch.matched)] for batch in batches]
-    counts = host.to_device(torch.tensor(known).sum(0), batches[0].labels.device)
+def _scale(objective: Objective, batches: list[PaddedBatch[Tensor]], group: Any) -> Tensor:
+    """Float32 [terms]: weight over the number of items of each term, over all micro-batches and the ranks of ``group``."""
+    known = torch.tensor([objective.counts(batch) for batch in batches]).sum(0)
+    counts = host.to_device(known, batches[0].tokens.device)
     dist.all_reduce(counts, group=group)
-    return 1 / counts.clamp(min=1)
+    return torch.tensor(list(objective.weights.values()), device=counts.device) / counts.clamp(min=1)
 
 
 def _adam(work: Workload, named: Iterable[tuple[str, nn.Parameter]], options: OptimizerOptions) -> torch.optim.AdamW:
-    decay = {entry.name: entry.decay for entry in parameters(work.model, work.vocabulary)}
+    decay = {entry.name: entry.decay for entry in work.objective.parameters(work.model, work.vocabulary)}
     kept: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in named:
         kept[decay[name]].append(parameter)
@@ -131,78 +145,90 @@ def _adam(work: Workload, named: Iterable[tuple[str, nn.Parameter]], options: Op
 
 
 class _Losses(nn.Module):
-    """The plain model from a micro-batch to its summed losses, float32 [3]: what DistributedDataParallel wraps."""
+    """The plain model from a micro-batch to its summed losses, float32 [terms]: what DistributedDataParallel wraps."""
 
-    def __init__(self, model: GPTFace, dtype: torch.dtype):
+    def __init__(self, objective: Objective, model: Transformer, dtype: torch.dtype):
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.objective, self.model, self.dtype = objective, model, dtype
 
-    def forward(self, batch: Batch[Tensor]) -> Tensor:
+    def forward(self, batch: PaddedBatch[Tensor]) -> Tensor:
         with torch.autocast(batch.tokens.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            x = self.model(batch.tokens, batch.segments, batch.positions, batch.lengths)
-            ids = self.model.vocabulary
-            # As the engine does, so that neither waits for a GPU to count.
-            found = [
-                sums(self.model.token_logits(x[chosen], kind), batch.labels[chosen] - kind.start)
-                for kind, chosen in (
-                    (ids.text_range, batch.masked_text.unbind(1)),
-                    (ids.image_range, batch.masked_image.unbind(1)),
-                )
-            ]
-            found.append(sums(self.model.match_logits(x), batch.matched))
-        return torch.stack([one.loss for one in found])
+            x_BLH = self.model.encode(self.objective.embed(self.model.embeddings, batch), batch.lengths)
+            losses = self.objective.losses(x_BLH, batch, self.model, {})
+        return torch.stack([each.loss for each in losses])
 
 
-# The plain model's parts as pipeline layers: each takes what the one before gives. Hidden states travel with what later layers
-# need of the micro-batch, as one int64 tensor [B, L + 2]: labels, matched, length.
+# The plain model's parts as pipeline layers: each takes what the one before gives. Hidden states travel with the lengths, and
+# with the tied words on the last stage, where DeepSpeed hands over the rest of the micro-batch as labels.
 
 
 class EmbeddingLayer(Embeddings):
-    """A micro-batch -> (hidden states, what later layers need)."""
+    """A micro-batch -> (hidden states, lengths)."""
 
     def forward(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Int64 tokens, segments, positions, lengths, labels, matched -> [B, L, H], int64 [B, L + 2]."""
-        tokens, segments, positions, lengths, labels, matched = batch
-        needed = torch.cat([labels, matched[:, None], lengths[:, None]], dim=1)
-        return super().forward(tokens, segments, positions), needed
+        """Int64 tokens, segments, positions, lengths -> [B, L, H], int64 [B]."""
+        tokens, segments, positions, lengths = batch
+        return super().forward(tokens, segments, positions), lengths
 
 
 class TransformerLayer(Layer):
     """Hidden states -> hidden states."""
 
     def forward(self, carried: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """[B, L, H], int64 [B, L + 2] -> the same."""
-        x_BLH, needed = carried
-        seen = torch.arange(x_BLH.shape[1], device=x_BLH.device) < needed[:, -1:]
-        return super().forward(x_BLH, seen[:, None, None, :]), needed
+        """[B, L, H], int64 [B] -> the same."""
+        x_BLH, lengths = carried
+        seen = torch.arange(x_BLH.shape[1], device=x_BLH.device) < lengths.unsqueeze(1)
+        return super().forward(x_BLH, seen[:, None, None, :]), lengths
 
 
 class FinalNorm(nn.LayerNorm):
     """Hidden states -> features."""
 
     def forward(self, carried: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """[B, L, H], int64 [B, L + 2] -> the same."""
+        """[B, L, H], int64 [B] -> the same."""
         return super().forward(carried[0]), carried[1]
 
 
-class Heads(nn.Module):
-    """Features -> summed losses."""
+class LastStage(nn.Module):
+    """The heads, which an objective asks as it asks the plain model's."""
 
-    def __init__(self, options: ModelOptions, vocabulary: Vocabulary):
+    def __init__(self, objective: Objective, options: ModelOptions, vocabulary: Vocabulary, built: "list[LastStage]"):
         super().__init__()
-        self.vocabulary = vocabulary
+        self.objective, self.vocabulary = objective, vocabulary
         self.token_head = TokenHead(vocabulary.size, options)
-        self.match_head = MatchHead(options)
+        for name, module in objective.heads(options).items():
+            self.add_module(name, module)
+        self._words = torch.empty(0)
+        built.append(self)
 
-    def forward(self, carried: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """[B, L, H], int64 [B, L + 2], words [V, H] -> float32 [3]: losses of text, image and match."""
-        x_BLH, needed, words = carried
-        labels, matched = needed[:, :-2], needed[:, -2]
-        losses = []
-        for ids in (self.vocabulary.text_range, self.vocabulary.image_range):
-            chosen = within(labels, ids)
-            losses.append(sums(self.token_head(x_BLH[chosen], words, ids), labels[chosen] - ids.start).loss)
-        return torch.stack([*losses, sums(self.match_head(x_BLH[:, 0]), matched).loss])
+    def forward(self, carried: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """[B, L, H], int64 [B], words [V, H] -> features, words."""
+        x_BLH, _, words = carried
+        return x_BLH, words
+
+    def losses(self, outputs: tuple[Tensor, Tensor], batch: PaddedBatch[Tensor]) -> Tensor:
+        """Float32 [terms]: summed losses."""
+        x_BLH, self._words = outputs
+        return torch.stack([each.loss for each in self.objective.losses(x_BLH, batch, self, {})])
+
+    def token_logits(self, x_MH: Tensor, ids: range) -> Tensor:
+        """As of the plain model."""
+        logits: Tensor = self.token_head(x_MH, self._words, ids)
+        return logits
+
+    def token_loss(self, x_MH: Tensor, labels: Tensor, ids: range) -> tuple[Tensor, Tensor]:
+        """As of the plain model."""
+        return summed_cross_entropy(self.token_logits(x_MH, ids), labels - ids.start)
+
+
+def _pack(batch: PaddedBatch[Tensor], scale: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What DeepSpeed's pipeline takes: (inputs of the first stage, labels of the last), tensors alone."""
+    inputs = (batch.tokens, batch.segments, batch.positions, batch.lengths)
+    return inputs, (scale, *(getattr(batch, name) for name in _tensors(batch)))
+
+
+def _tensors(batch: PaddedBatch[Tensor]) -> list[str]:
+    return [each.name for each in fields(batch) if isinstance(getattr(batch, each.name), Tensor)]
 
 
 def _words(embeddings: EmbeddingLayer, carried: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -210,19 +236,16 @@ def _words(embeddings: EmbeddingLayer, carried: tuple[Tensor, Tensor]) -> tuple[
     return *carried, embeddings.word.weight
 
 
-def _weighted(losses: Tensor, scale: Tensor) -> Tensor:
-    return (losses * scale).sum()
-
-
-def _specs(options: ModelOptions, vocabulary: Vocabulary) -> tuple[list[LayerSpec], list[str]]:
-    """The model as pipeline layers, and the global names' prefix of each one's parameters."""
+def _specs(work: Workload, last: list[LastStage]) -> tuple[list[LayerSpec], list[str]]:
+    """The model as pipeline layers, and the global names' prefix of each one's parameters; ``last`` gets the heads if built."""
+    options, vocabulary = work.model, work.vocabulary
     tied = functools.partial(TiedLayerSpec, TIED, EmbeddingLayer, vocabulary.size, options, tied_weight_attr="word.weight")
     specs = [
         tied(),
         *(LayerSpec(TransformerLayer, options) for _ in range(options.layers)),
         LayerSpec(FinalNorm, options.hidden, options.norm_eps),
         tied(forward_fn=_words),
-        LayerSpec(Heads, options, vocabulary),
+        LayerSpec(LastStage, work.objective, options, vocabulary, last),
     ]
     return specs, ["embeddings.", *(f"layers.{i}." for i in range(options.layers)), "final_norm.", "embeddings.", ""]
 

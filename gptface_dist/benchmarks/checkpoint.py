@@ -33,9 +33,10 @@ from gptface_dist.distributed.rank import Place
 from gptface_dist.distributed.shutdown import barrier
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
-from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
+from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
 from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.config import Config
@@ -127,29 +128,28 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
     warnings.filterwarnings("ignore")
     with libraries.hushed():
         libraries.import_libraries()
-        from gptface_dist.engine import reference
         from gptface_dist.engine.engine import Engine
-        from gptface_dist.engine.state import EngineState
-        from gptface_dist.model.reference_batch import PROBE_NAME, Probe, probe_batch
+        from gptface_dist.model.reference_batch import reference_batch
+        from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs
         from gptface_dist.parallel import groups
 
         groups.join(Place(rank, world, rank, port=port, held=True), None, 600)
         groups.start(task.layout, 0, 600)
-        engine = Engine(task.model, task.vocabulary, task.layout, 0, OptimizerOptions(), LossWeights(), task.engine)
-        for region in EngineState(engine).regions():
+        engine = Engine(MilmItm(), task.model, task.vocabulary, task.layout, 0, OptimizerOptions(), task.engine)
+        for region in engine.state.regions():
             for kind in ("moment1", "moment2"):
                 region.values[kind].uniform_(0, 1e-3)
         ours, theirs = Path(path, "ours"), Path(path, "theirs")
         # As large as those of runs: the model may have positions for much longer sequences.
         grid = (min(16, task.model.rows), min(16, task.model.columns))
-        batch = probe_batch(task.vocabulary, grid, min(64, task.model.text_positions - SPECIALS_PER_SEQUENCE))
-        answer = Probe(batch, reference.run(engine, batch), task.engine.dtype).content()
+        batch = reference_batch(task.vocabulary, grid, min(64, task.model.text_positions - SPECIALS_PER_SEQUENCE))
+        answer = ReferenceOutputs(batch, engine.reference_outputs(batch), task.engine.dtype).content()
         ranks, background = Ranks.of_world(), Background(Ranks.of_world())
 
         def content(copied: bool) -> Content:
-            state = EngineState(engine)
+            state = engine.state
             pieces = collect(state.regions(), written=True)
-            return Content(staged(pieces) if copied else pieces, _record(task, state.updates), {PROBE_NAME: answer})
+            return Content(staged(pieces) if copied else pieces, _record(task, state.updates), {REFERENCE_NAME: answer})
 
         def save_in_background() -> None:
             copy = content(copied=True)
@@ -159,7 +159,7 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
             found = folder.latest(ours)
             assert found is not None
             assert damage(found, ranks) == ""
-            load(found, EngineState(engine), ranks)
+            load(found, engine.state, ranks)
 
         def save_theirs() -> None:
             engine.engine.save_checkpoint(str(theirs), tag=TAG)

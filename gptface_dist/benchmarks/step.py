@@ -24,14 +24,14 @@ from torch.multiprocessing.spawn import start_processes
 from gptface_dist import host
 from gptface_dist.benchmarks.data import hardware
 from gptface_dist.benchmarks.workload import Workload
-from gptface_dist.data.batch import Batch
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.distributed.shutdown import barrier
 from gptface_dist.errors import UserError
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
-from gptface_dist.parallel.options import LossWeights, OptimizerOptions
+from gptface_dist.parallel.options import OptimizerOptions
+from gptface_dist.sequence import PaddedBatch
 
 OURS, PIPELINE, PYTORCH = "gptface_dist", "DeepSpeed PipelineModule", "PyTorch DDP"
 WARM_UP = 2
@@ -41,7 +41,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}
 TIMEOUT_S = 300.0
 """Of collectives."""
 
-Step = Callable[[list[Batch[Tensor]]], float]
+Step = Callable[[list[PaddedBatch[Tensor]]], float]
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _built(way: Way, work: Workload) -> Iterator[Step]:
     optimizer = OptimizerOptions()
     if way.system == OURS:
         groups.start(way.layout, work.seed, TIMEOUT_S)
-        engine = Engine(work.model, work.vocabulary, way.layout, work.seed, optimizer, LossWeights(), work.engine)
+        engine = Engine(work.objective, work.model, work.vocabulary, way.layout, work.seed, optimizer, work.engine)
         yield lambda batches: engine.step(batches).loss
         # Also takes back what ZeRO-3 replaced in torch, so that the next way is not timed with it.
         groups.stop_layout()
@@ -245,7 +245,7 @@ def _built(way: Way, work: Workload) -> Iterator[Step]:
         yield DataParallel(work, optimizer).step
 
 
-def _seconds(step: Step, batches: list[list[Batch[Tensor]]]) -> float:
+def _seconds(step: Step, batches: list[list[PaddedBatch[Tensor]]]) -> float:
     """Seconds a step, from when all ranks are ready until all are done."""
     barrier()
     began = time.perf_counter()

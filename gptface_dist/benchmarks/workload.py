@@ -1,19 +1,23 @@
 """A made-up amount of training work: a model, and batches of captions and pictures that exist nowhere."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
-from gptface_dist.data.masking import MaskingOptions
-from gptface_dist.data.stream import Block, Delivered, Origin
-from gptface_dist.data.tokens import TokenSample
+from gptface_dist.data.batch import BatchOptions
+from gptface_dist.data.made_up import made_up_block
+from gptface_dist.data.options import DataConfig
+from gptface_dist.data.stream import StreamOptions
 from gptface_dist.errors import UserError
+from gptface_dist.model.flops import Work
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.objectives.milm_itm import MilmItm
+from gptface_dist.objectives.objective import Objective
 from gptface_dist.parallel.options import EngineOptions
-from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
+from gptface_dist.sequence import SPECIALS_PER_SEQUENCE, PaddedBatch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
@@ -35,6 +39,8 @@ class Workload:
     """Ids of text."""
     image_codes: int = 512
     """Codes of pictures."""
+    objective: Objective = field(default_factory=MilmItm)
+    """What is trained."""
     engine: EngineOptions = field(default_factory=EngineOptions)
     """The precision."""
     seed: int = 0
@@ -62,18 +68,19 @@ class Workload:
         """The joint ids; their tokenizers do not exist."""
         return Vocabulary(self.text_ids, self.image_codes, text_sha256="0" * 64, image_sha256="0" * 64)
 
-    def batches(self, step: int, device: torch.device | str = "cpu") -> list[Batch[Tensor]]:
+    def batches(self, step: int, device: torch.device | str = "cpu") -> list[PaddedBatch[Tensor]]:
         """The micro-batches of a step's global batch: all of one shape."""
-        rng = np.random.default_rng([self.seed, step])
-        options = BatchOptions(text_length=self.text_length, buckets=1)
-        build = BatchBuilder(self.vocabulary, (self.grid, self.grid), self.seed, MaskingOptions(), options)
-        made = []
-        for number in range(self.micro_batches):
-            samples = []
-            for place in range(self.size):
-                caption = rng.integers(self.text_ids, size=(1, rng.integers(1, self.text_length + 1)), dtype=np.int32)
-                codes = rng.integers(self.image_codes, size=(self.grid, self.grid)).astype(np.uint16)
-                origin = Origin("made up", "", f"{step}-{number}-{place}", 0)
-                samples.append(Delivered(TokenSample(codes, caption), origin))
-            made.append(build([Block(number, samples, [])]).tensors(device))
-        return made
+        rng, grid = np.random.default_rng([self.seed, step]), (self.grid, self.grid)
+        batch = BatchOptions(text_length=self.text_length, buckets=1)
+        build = self.objective.collate(DataConfig("", [], order=StreamOptions(self.seed), batch=batch), self.vocabulary, grid)
+        blocks = (
+            made_up_block(rng, self.vocabulary, grid, self.text_length, number, self.size, str(step))
+            for number in range(self.micro_batches)
+        )
+        return [build([block]).tensors(device) for block in blocks]
+
+    def work(self, batches: Iterable[PaddedBatch[Tensor]]) -> Work:
+        """What a step on these micro-batches has to compute."""
+        lengths = [int(length) for batch in batches for length in batch.lengths.tolist()]
+        counts = zip(*(self.objective.counts(batch) for batch in batches), strict=True)
+        return Work(sum(lengths), sum(length**2 for length in lengths), tuple(map(sum, counts)))

@@ -29,9 +29,6 @@ class CheckpointOptions:
     a checkpoint of its own after that, it goes on from its latest again."""
     damaged: str = "refuse"
     """When the latest checkpoint is damaged: ``refuse`` to go on, or go on from the ``previous`` one that is not."""
-    average_decay: float = 0.0
-    """Keep a running average of the weights, ``average <- decay * average + (1 - decay) * weights`` after each step; 0 for
-    none."""
 
     def __post_init__(self) -> None:
         for name in ("every", "keep_last", "keep_every"):
@@ -40,7 +37,5 @@ class CheckpointOptions:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"checkpoint.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if not 0 <= self.average_decay < 1:
-            raise UserError(f"checkpoint.average_decay must be at least 0 and below 1, got {self.average_decay}")
         if self.resume == "never" and self.resume_from:
             raise UserError("checkpoint.resume_from names a checkpoint, but checkpoint.resume is never")

@@ -9,7 +9,7 @@ from gptface_dist.errors import UserError
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 RECORD_NAME = "run.json"
-RECORD_FORMAT = "gptface-run-1"
+RECORD_FORMAT = "gptface-run-2"
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class RunRecord:
     updates: int
     """Updates that the optimizer made: fewer than steps where some were skipped."""
     state: dict[str, Any]
-    """Where the run stands: position in the data, counts, and what hooks keep (:mod:`gptface_dist.training`)."""
+    """Where the run stands: position in the data, counts, and what callbacks keep (:mod:`gptface_dist.training`)."""
     config: dict[str, Any]
     """The whole resolved configuration; ``model`` and ``layout`` are parts of it."""
     vocabulary: dict[str, Any]
@@ -53,10 +53,15 @@ class RunRecord:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no record of a run ({type(error).__name__}: {error})") from None
 
-    def differences(self, model: dict[str, Any], vocabulary: Vocabulary) -> list[str]:
-        """What stands in the way of going on with this model and vocabulary: one line each, with both values."""
+    def differences(self, model: dict[str, Any], objective: dict[str, Any], vocabulary: Vocabulary) -> list[str]:
+        """What prevents a resumption with this model, objective and vocabulary: one line each, with both values."""
         lines = []
-        for what, saved, now in (("model", self.config["model"], model), ("vocabulary", self.vocabulary, asdict(vocabulary))):
+        pairs = (
+            ("model", self.config["model"], model),
+            ("objective", self.config["objective"], objective),
+            ("vocabulary", self.vocabulary, asdict(vocabulary)),
+        )
+        for what, saved, now in pairs:
             for name in sorted(saved.keys() | now.keys()):
                 if saved.get(name) != now.get(name):
                     lines.append(f"{what}.{name} is {now.get(name)!r}, the checkpoint's is {saved.get(name)!r}")

@@ -5,23 +5,18 @@ A sequence is ``[CLS] text [SEP] image [SEP]``. All random choices of a sample c
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-from gptface_dist import host
 from gptface_dist.data import masking
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.order import random
 from gptface_dist.data.stream import Block, Delivered, Origin
 from gptface_dist.data.tokens import TokenSample
 from gptface_dist.errors import UserError
-from gptface_dist.sequence import IGNORE, IMAGE, PADDING, SPECIALS_PER_SEQUENCE, TEXT
+from gptface_dist.sequence import IGNORE, SPECIALS_PER_SEQUENCE, Array, PaddedBatch, SequenceLayout, empty_rows
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-
-Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -60,52 +55,22 @@ class BatchOptions:
 
 
 @dataclass(frozen=True)
-class Batch(Generic[Array]):
-    """B sequences padded to L tokens; as numpy arrays in workers, as torch tensors (``tensors``) in training."""
+class MaskedBatch(PaddedBatch[Array]):
+    """Sequences some of whose tokens are to be predicted, and pairs some of which do not belong together."""
 
-    tokens: Array
-    """int64 [B, L]: ids of the joint vocabulary, masked tokens replaced; [PAD] at the end."""
-    labels: Array
-    """int64 [B, L]: the id to predict, :data:`IGNORE` where none is. Swapped pairs have none."""
-    segments: Array
-    """int64 [B, L]: :data:`PADDING`, :data:`TEXT` or :data:`IMAGE`."""
-    positions: Array
-    """int64 [B, L, 2]: (place in the text, 0) for text and specials, (row, column) for image tokens, (0, 0) for padding."""
-    lengths: Array
-    """int64 [B]: tokens of each sequence before padding."""
-    matched: Array
-    """int64 [B]: 1 where image and text belong together, 0 where the image was swapped."""
-    masked_text: Array
+    labels: Array = field(metadata={"pad": IGNORE})
+    """int64 [B, L]: the id to predict, :data:`IGNORE` where none is. Negative pairs have none."""
+    itm_label: Array = field()
+    """int64 [B]: 1 where image and text belong together, 0 where the image is another sample's."""
+    masked_text: Array = field()
     """int64 [M, 2]: (row, column) of each label that is a text id, row by row. The labels say the same, but a GPU that
     looks for them makes the host wait for how many there are."""
-    masked_image: Array
+    masked_image: Array = field()
     """int64 [M, 2]: likewise of image ids."""
-    padded: bool
-    """Whether some sequence is shorter than L; for the host, as the lengths of ``masked_text`` and ``masked_image`` are."""
-    text_origins: list[Origin]
+    text_origins: list[Origin] = field(default_factory=list)
     """Where each text comes from."""
-    image_origins: list[Origin]
+    image_origins: list[Origin] = field(default_factory=list)
     """Where each image comes from."""
-
-    def tensors(self, device: torch.device | str = "cpu") -> "Batch[torch.Tensor]":
-        """The same batch as tensors on a device; on a GPU, the copies may still be under way."""
-
-        def move(array: Array) -> torch.Tensor:
-            return host.to_device(torch.as_tensor(array), device)
-
-        return Batch(
-            tokens=move(self.tokens),
-            labels=move(self.labels),
-            segments=move(self.segments),
-            positions=move(self.positions),
-            lengths=move(self.lengths),
-            matched=move(self.matched),
-            masked_text=move(self.masked_text),
-            masked_image=move(self.masked_image),
-            padded=self.padded,
-            text_origins=self.text_origins,
-            image_origins=self.image_origins,
-        )
 
 
 @dataclass(frozen=True)
@@ -147,11 +112,11 @@ class BatchBuilder:
     ):
         self._vocabulary, self._grid, self._seed = vocabulary, grid, seed
         self._masking, self._options = masking_options, options
-        self._image_positions = np.stack(np.divmod(np.arange(grid[0] * grid[1]), grid[1]), axis=1)
+        self._layout = SequenceLayout(vocabulary, grid)
         self.lengths = options.lengths(grid[0] * grid[1])
         """The lengths that batches are padded to."""
 
-    def __call__(self, blocks: list[Block[TokenSample]]) -> Batch[np.ndarray]:
+    def __call__(self, blocks: list[Block[TokenSample]]) -> MaskedBatch[np.ndarray]:
         """One batch of all samples of the blocks, padded to the shortest of ``lengths`` that holds them."""
         texts, images, draws = [], [], []
         for block in blocks:
@@ -216,62 +181,50 @@ class BatchBuilder:
 
     def _assemble(
         self, texts: list[Delivered[TokenSample]], images: list[Delivered[TokenSample]], draws: list[_Draws]
-    ) -> Batch[np.ndarray]:
-        image_tokens = self._grid[0] * self._grid[1]
-        lengths = np.array([len(drawn.caption) + image_tokens + SPECIALS_PER_SEQUENCE for drawn in draws], dtype=np.int64)
-        shape = (len(texts), next(length for length in self.lengths if length >= lengths.max()))
-        batch = Batch(
-            tokens=np.full(shape, self._vocabulary.pad_id, dtype=np.int64),
-            labels=np.full(shape, IGNORE, dtype=np.int64),
-            segments=np.full(shape, PADDING, dtype=np.int64),
-            positions=np.zeros((*shape, 2), dtype=np.int64),
+    ) -> MaskedBatch[np.ndarray]:
+        lengths = np.array([self._layout.length(len(drawn.caption)) for drawn in draws], dtype=np.int64)
+        padded = next(length for length in self.lengths if length >= lengths.max())
+        arrays = empty_rows(self._vocabulary, len(texts), padded)
+        labels = np.full((len(texts), padded), IGNORE, dtype=np.int64)
+        itm_label = np.array([text is image for text, image in zip(texts, images, strict=True)], dtype=np.int64)
+        for row, drawn in enumerate(draws):
+            self._fill(arrays, labels[row] if itm_label[row] else None, row, images[row], drawn)
+        return MaskedBatch(
+            **arrays,
             lengths=lengths,
-            matched=np.array([text is image for text, image in zip(texts, images, strict=True)], dtype=np.int64),
-            masked_text=np.empty((0, 2), dtype=np.int64),
-            masked_image=np.empty((0, 2), dtype=np.int64),
-            padded=bool(lengths.min() < shape[1]),
+            padded=bool(lengths.min() < padded),
+            labels=labels,
+            itm_label=itm_label,
+            masked_text=np.argwhere(within(labels, self._vocabulary.text_range)),
+            masked_image=np.argwhere(within(labels, self._vocabulary.image_range)),
             text_origins=[sample.origin for sample in texts],
             image_origins=[sample.origin for sample in images],
         )
-        for row, drawn in enumerate(draws):
-            self._fill(batch, row, images[row], drawn)
-        return replace(
-            batch,
-            masked_text=np.argwhere(within(batch.labels, self._vocabulary.text_range)),
-            masked_image=np.argwhere(within(batch.labels, self._vocabulary.image_range)),
-        )
 
-    def _fill(self, batch: Batch[np.ndarray], row: int, image: Delivered[TokenSample], drawn: _Draws) -> None:
-        """Write one sequence into its row."""
+    def _fill(
+        self,
+        arrays: dict[str, np.ndarray],
+        labels: np.ndarray | None,
+        row: int,
+        image: Delivered[TokenSample],
+        drawn: _Draws,
+    ) -> None:
+        """Write one sequence into its row, and what is to be predicted into ``labels`` (int64 [L]; None: nothing is)."""
         ids, codes = self._vocabulary, image.value.codes
         if codes.shape != self._grid:
             raise UserError(
                 f"{image.origin} has {codes.shape[0]}x{codes.shape[1]} codes, the index says {self._grid[0]}x{self._grid[1]}"
             )
-        first_sep = 1 + len(drawn.caption)
-        last_sep = first_sep + 1 + codes.size
-        text_at, image_at = slice(1, first_sep), slice(first_sep + 1, last_sep)
-
-        tokens = batch.tokens[row]
-        tokens[0], tokens[first_sep], tokens[last_sep] = ids.cls_id, ids.sep_id, ids.sep_id
-        text, pixels = tokens[text_at], tokens[image_at]
-        text[:] = drawn.caption
-        np.add(codes.reshape(-1), ids.image_offset, out=pixels, dtype=np.int64)
-
+        text_at, image_at = self._layout.write(arrays, row, drawn.caption, codes)
+        text, pixels = arrays["tokens"][row, text_at], arrays["tokens"][row, image_at]
         chosen, action = drawn.text_mask
         hidden = drawn.image_mask.reshape(-1)
-        if batch.matched[row]:
-            np.copyto(batch.labels[row, text_at], text, where=chosen)
-            np.copyto(batch.labels[row, image_at], pixels, where=hidden)
+        if labels is not None:
+            np.copyto(labels[text_at], text, where=chosen)
+            np.copyto(labels[image_at], pixels, where=hidden)
         np.copyto(text, ids.mask_id, where=action == masking.MASK)
         text[action == masking.RANDOM] = drawn.random_ids
         np.copyto(pixels, ids.mask_id, where=hidden)
-
-        batch.segments[row, : last_sep + 1] = TEXT
-        batch.segments[row, image_at] = IMAGE
-        batch.positions[row, : first_sep + 1, 0] = np.arange(first_sep + 1)
-        batch.positions[row, image_at] = self._image_positions
-        batch.positions[row, last_sep, 0] = first_sep + 1
 
 
 def within(labels: Array, ids: range) -> Array:

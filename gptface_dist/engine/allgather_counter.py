@@ -7,7 +7,7 @@ from deepspeed.runtime.zero import partition_parameters
 from torch import Tensor
 
 
-class GatherMeter:
+class AllGatherCounter:
     """Counts the bytes of weights that ZeRO-3 puts together on this rank, from the time it is made.
 
     Stands between DeepSpeed's partitioned parameters and its collectives. A rank's own part, one of ``dp``, is counted too,

@@ -5,12 +5,13 @@ fail as silently as none. Each bridge has a test that fails when it is taken out
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 
@@ -95,6 +96,38 @@ def keep_persistent(engine: Any) -> None:
 
     setattr(coordinator, name, release_passing)
     coordinator.release_and_reset_all = release_really
+
+
+def pause_before_update(zero: Any, stage: int, decide: Callable[[torch.Tensor], float]) -> None:
+    """Patch 6: ``step`` of ZeRO's optimizer computes the gradient's norm and updates in one go. Ask in between.
+
+    ``decide`` is given the norm (float32 scalar; infinite where it is no number) and returns the factor of the clipped
+    gradient; 0 skips the update as DeepSpeed skips one whose gradients overflowed: weights, moments and their step count stay.
+    """
+    norms, unscale = ("_get_norm_groups" if stage == 3 else "scaled_global_norm"), zero.unscale_and_clip_grads
+    compute, update_scale = getattr(zero, norms), zero._update_scale
+    state: dict[str, Any] = {}
+
+    def keep_norm(*inputs: Any) -> Any:
+        output = compute(*inputs)
+        state["norm"] = combine_grad_norm_groups(output) if stage == 3 else output
+        return output
+
+    # Called with the norm known and nothing changed yet, and what it leaves in `overflow` counts.
+    def ask(overflow: bool) -> None:
+        update_scale(overflow)
+        state["factor"] = decide(state.pop("norm"))
+        zero.overflow = overflow or state["factor"] == 0
+
+    def unscale_and_scale(gradients: Any, norm: Any) -> None:
+        unscale(gradients, norm)
+        if state["factor"] != 1:
+            parts = [zero.fp32_partitioned_groups_flat[gradients].grad] if stage == 3 else gradients
+            for part in parts:
+                part.mul_(state["factor"])
+
+    setattr(zero, norms, keep_norm)
+    zero._update_scale, zero.unscale_and_clip_grads = ask, unscale_and_scale
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """One optimizer step of the composed whole."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,39 +11,49 @@ from megatron.core import parallel_state as groups
 from torch import Tensor, nn
 
 from gptface_dist import host
-from gptface_dist.data.batch import Batch
-from gptface_dist.engine import deepspeed_patches, schedule, zero
-from gptface_dist.engine.allgather_counter import GatherMeter
+from gptface_dist.checkpoint.local_shard import WEIGHTS
+from gptface_dist.engine import deepspeed_patches, last_stage, schedule, zero
+from gptface_dist.engine.allgather_counter import AllGatherCounter
 from gptface_dist.engine.replicated import Replicated
-from gptface_dist.engine.schedule import Chunks, Turn
+from gptface_dist.engine.schedule import Chunks, MicroBatch, Turn
+from gptface_dist.engine.state import EngineState
 from gptface_dist.model.dropout import Masks
+from gptface_dist.model.flops import Work
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.parameters import Parameter, parameters
+from gptface_dist.model.parameters import Parameter
+from gptface_dist.model.reference_batch import ReferenceBatch
+from gptface_dist.objectives.objective import Objective
 from gptface_dist.parallel import libraries, specs
 from gptface_dist.parallel.layer import megatron_config
 from gptface_dist.parallel.layout import Layout
-from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
+from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
 from gptface_dist.parallel.stage import Stage, global_name
 from gptface_dist.parallel.vocab_parallel import TiedGradient
+from gptface_dist.sequence import PaddedBatch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step found, in host memory; the same on every rank but for ``gathered_bytes``."""
+    """What one optimizer step computed, in host memory; the same on every rank but for ``allgather_bytes``."""
 
     sums: Tensor
-    """Float64 [3, 3] over the global batch: (summed loss, correct, count) of text, image and match."""
+    """Float64 [terms, 3] over the global batch: (summed loss, correct, count) of each term of the objective."""
     loss: float
-    """Weighted sum of the three mean losses."""
-    norm: float
-    """Norm of the whole gradient before clipping."""
-    gathered_bytes: int
+    """Weighted sum of the terms' mean losses."""
+    grad_norm: float
+    """Norm of the whole gradient before clipping; infinite where it is no number."""
+    allgather_bytes: int
     """Bytes of weights that ZeRO-3 gathered on this rank, by its dtype, padding and this rank's own part included; else 0."""
-    tokens: int
-    """Tokens of the global batch, without padding."""
-    pairs: int
-    """Sum over its sequences of the squared number of their tokens: what attention compares."""
+    samples: int
+    """Samples of the global batch."""
+    work: Work
+    """What it had to compute, over all ranks."""
+
+
+BeforeUpdate = Callable[[StepResult], float]
+"""Called when a step's gradients are complete and nothing has changed yet; returns the factor of the clipped gradient, 0 to
+skip the update. All ranks must return the same."""
 
 
 class Engine:
@@ -53,36 +64,37 @@ class Engine:
 
     def __init__(
         self,
+        objective: Objective,
         options: ModelOptions,
         vocabulary: Vocabulary,
         layout: Layout,
         seed: int,
         optimizer: OptimizerOptions,
-        weights: LossWeights,
         engine: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
     ):
         deepspeed_patches.check_version()
         libraries.without_cuda()
-        self.layout, self.clip = layout, optimizer.clip
+        self.objective, self.layout, self.clip = objective, layout, optimizer.clip
         self._seed = seed
         self.steps = 0
         """Optimizer steps done, of which dropout is a function: a run that resumes sets it."""
-        self.before_update: Callable[[], None] | None = None
-        """Called when a step's gradients are complete, before they are clipped and used."""
         self.device = host.device()
-        self._weights = torch.tensor([weights.text, weights.image, weights.match], dtype=torch.float64)
+        self._weights = torch.tensor(list(objective.weights.values()), dtype=torch.float64)
         self._device_weights = host.to_device(self._weights.float(), self.device)
-        self.table: dict[str, Parameter] = {p.name: p for p in parameters(options, vocabulary)}
+        self.table: dict[str, Parameter] = {p.name: p for p in objective.parameters(options, vocabulary)}
         self._config = megatron_config(options, layout, engine)
         rank = groups.get_pipeline_model_parallel_rank()
         self.stages = [
-            Stage(options, vocabulary, layout, self._config, engine, layout.chunk(rank, turn)).to(self.device)
+            Stage(objective, options, vocabulary, layout, self._config, engine, layout.chunk(rank, turn)).to(self.device)
             for turn in range(layout.vpp)
         ]
         self._load(seed)
         self._tied = [stage.tied_gradient(self.device) for stage in self.stages]
-        self._gathers = GatherMeter() if layout.zero == 3 else None
+        self._gathers = AllGatherCounter() if layout.zero == 3 else None
+        self._decide: Callable[[Tensor], float] = lambda norm: 1.0
         self.engine = self._shard(optimizer, engine)
+        self.state = EngineState(self.engine, layout, self.named_parameters())
+        """Master weights, moments and the running average, where they lie."""
         if engine.dtype != "float32":
             self._load_masters(seed)
         self._turns = [Turn(self.engine, stage, turn, self._config) for turn, stage in enumerate(self.stages)]
@@ -102,11 +114,7 @@ class Engine:
 
     def _load_masters(self, seed: int) -> None:
         """Give the optimizer's float32 weights the initial values themselves: what was made of the model's is rounded."""
-        # The state is read out of an engine, so it cannot be known before the engine is.
-        from gptface_dist.checkpoint.local_shard import WEIGHTS
-        from gptface_dist.engine.state import EngineState
-
-        for region in EngineState(self).regions():
+        for region in self.state.regions():
             whole = region.entry.initial(seed)
             cut = region.entry.cut
             shard = whole if cut is None else cut.shard(whole, region.rank, region.size)
@@ -120,7 +128,7 @@ class Engine:
             (decayed if entry.decay else others).append(parameter)
             # Each value counts once in the gradient norm: a shard where it is, a replica on the first tensor-parallel
             # rank, tied words on the first stage.
-            copy = entry.name == "embeddings.word.weight" and last_copy
+            copy = entry.tied and last_copy
             here = entry.cut is not None or groups.get_tensor_model_parallel_rank() == 0
             parameter.tensor_model_parallel = False  # type: ignore[attr-defined]
             # ZeRO-3 and Replicated ask the first of these, ZeRO-1 and -2 also the second.
@@ -136,12 +144,16 @@ class Engine:
             param_groups, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps
         )
         if self.layout.zero == 0:
-            return Replicated(chunks, adam, optimizer.clip)
-        return zero.shard(chunks, adam, self.layout, optimizer.clip, engine.torch_dtype)
+            replicated = Replicated(chunks, adam, optimizer.clip)
+            replicated.decide = lambda norm: self._decide(norm)
+            return replicated
+        sharded = zero.shard(chunks, adam, self.layout, optimizer.clip, engine.torch_dtype)
+        deepspeed_patches.pause_before_update(sharded.optimizer, self.layout.zero, lambda norm: self._decide(norm))
+        return sharded
 
-    def _counts(self, batches: list[Batch[Tensor]]) -> Tensor:
-        """Int64 [5] of the global batch: masked text tokens, masked image tokens, sequences, tokens, and pairs of tokens."""
-        known = [[len(batch.masked_text), len(batch.masked_image), len(batch.matched)] for batch in batches]
+    def _counts(self, batches: list[PaddedBatch[Tensor]]) -> Tensor:
+        """Int64 [terms + 3] of the global batch: items of each term, samples, tokens, and pairs of tokens."""
+        known = [[*self.objective.counts(batch), batch.samples] for batch in batches]
         lengths = torch.cat([batch.lengths for batch in batches])
         counts = torch.cat(
             [
@@ -153,20 +165,43 @@ class Engine:
         return counts
 
     def _scale(self, counts: Tensor) -> Tensor:
-        """Factors float32 [3] that turn this rank's summed losses into its part of the global mean losses."""
+        """Factors float32 [terms] that turn this rank's summed losses into its part of the global mean losses."""
         # The engine averages gradients over data-parallel ranks; these are parts of a sum.
-        return self._device_weights / counts[:3].clamp(min=1) * self.layout.dp
+        return self._device_weights / counts[: len(self._weights)].clamp(min=1) * self.layout.dp
 
-    def _run(self, batches: list[Batch[Tensor]], scale: Tensor, forward_only: bool) -> Tensor:
+    def _run(self, batches: list[PaddedBatch[Tensor]], scale: Tensor, forward_only: bool) -> Tensor:
+        """Sums float64 [terms, 3] of the global batch; gradients, unless ``forward_only``, stay in the engine."""
         self.engine.train(not forward_only)
         masks = self._masks(batches, dropping=not forward_only)
-        return self._everywhere(schedule.run(self._turns, batches, masks, scale, forward_only))
+        constants = self._survey(batches, masks) if self.objective.surveys else [{} for _ in batches]
+        finishes = [functools.partial(last_stage.losses, self.objective, scale, each) for each in constants]
+        micro_batches = [MicroBatch(*each) for each in zip(batches, finishes, masks, strict=True)]
+        sums = schedule.run(self._turns, micro_batches, forward_only)
+        return self._everywhere(sum(sums, torch.zeros(len(self._weights), 3, dtype=torch.float64, device=self.device)))
 
-    def _masks(self, batches: list[Batch[Tensor]], dropping: bool) -> list[Masks | None]:
+    @torch.no_grad()
+    def _survey(self, batches: list[PaddedBatch[Tensor]], masks: list[Masks | None]) -> list[dict[str, Tensor]]:
+        """The objective's constants for each micro-batch, from a forward pass of them all; nothing but on the last stage."""
+        finish = functools.partial(last_stage.survey, self.objective)
+        micro_batches = [MicroBatch(batch, finish, drop) for batch, drop in zip(batches, masks, strict=True)]
+        surveyed = schedule.run(self._turns, micro_batches, forward_only=True)
+        if not surveyed:
+            return [{} for _ in batches]
+        # Ranks of the group are in the order of samples: each has consecutive ones of the global batch.
+        group, rank = groups.get_data_parallel_group(), groups.get_data_parallel_rank()
+        own = {name: torch.cat([each[name] for each in surveyed]) for name in surveyed[0]}
+        gathered = {name: _gather(part, group) for name, part in own.items()}
+        number = sum(batch.samples for batch in batches)
+        constants = self.objective.constants(gathered, slice(rank * number, (rank + 1) * number))
+        sizes = [batch.samples for batch in batches]
+        split = {name: part.split(sizes) for name, part in constants.items()}
+        return [{name: parts[number] for name, parts in split.items()} for number in range(len(batches))]
+
+    def _masks(self, batches: list[PaddedBatch[Tensor]], dropping: bool) -> list[Masks | None]:
         """What dropout drops in a step's micro-batches; sequences are numbered over the global batch, rank by rank."""
         if not dropping or self._config.hidden_dropout == self._config.attention_dropout == 0:
             return [None] * len(batches)
-        size = len(batches[0].matched)
+        size = batches[0].rows
         first = groups.get_data_parallel_rank() * len(batches) * size
         return [Masks(self._seed, self.steps, first + number * size) for number in range(len(batches))]
 
@@ -180,37 +215,70 @@ class Engine:
         return sums
 
     def loss(self, sums: Tensor) -> float:
-        """Weighted sum of the mean losses in ``sums`` [3, 3], on the host; one that nothing was supervised for counts as 0."""
+        """Weighted sum of the mean losses in ``sums`` [terms, 3] on the host; one without items counts as 0."""
         return float((self._weights * sums[:, 0] / sums[:, 2].clamp(min=1)).sum())
 
     def _add_tied(self) -> None:
         """Add the parts of the word embeddings' gradient and hand the sum to the engine."""
         mine: list[tuple[int, TiedGradient]] = [(turn, tied) for turn, tied in enumerate(self._tied) if tied is not None]
         for turn, tied in mine:
-            if self.layout.pp > 1:
+            if self.layout.pp > 1 and self.objective.predicts_tokens:
                 dist.all_reduce(tied.sum, group=groups.get_embedding_group())
-            deepspeed_patches.begin_backward(self.engine(turn, None, None), self.engine).backward()
+            deepspeed_patches.begin_backward(self.engine(turn, None), self.engine).backward()
             tied.sum.zero_()
 
-    def step(self, batches: list[Batch[Tensor]]) -> StepResult:
-        """One optimizer step on this rank's micro-batches. Without ZeRO, the host waits for the device once, at its end."""
-        before = self._gathers.bytes if self._gathers else 0
+    def step(self, batches: list[PaddedBatch[Tensor]], before_update: BeforeUpdate = lambda result: 1.0) -> StepResult:
+        """One optimizer step on this rank's micro-batches: gradients, then ``before_update``, then the update.
+
+        Without ZeRO, the host waits for the device once: for what ``before_update`` is given.
+        """
+        gathered = self._gathers.bytes if self._gathers else 0
         counts = self._counts(batches)
         sums = self._run(batches, self._scale(counts), forward_only=False)
         self._add_tied()
-        if self.before_update is not None:
-            self.before_update()
+        results: list[StepResult] = []
+
+        def decide(norm: Tensor) -> float:
+            more = self._gathers.bytes - gathered if self._gathers else 0
+            results.append(self._result(sums, norm, counts, more))
+            return before_update(results[0])
+
+        self._decide = decide
         self.engine.step()
         deepspeed_patches.forget_gradients(self.engine)
         self.steps += 1
-        gathered = self._gathers.bytes - before if self._gathers else 0
-        sums, norm, tokens, pairs = _read(sums, self.engine.get_global_grad_norm(), counts)
-        return StepResult(sums, self.loss(sums), norm, gathered, tokens, pairs)
+        return results[0]
 
-    def evaluate(self, batches: list[Batch[Tensor]]) -> Tensor:
-        """Sums float64 [3, 3] over all data-parallel ranks' micro-batches, without dropout; nothing is learned."""
+    def _result(self, sums: Tensor, norm: Tensor, counts: Tensor, gathered_bytes: int) -> StepResult:
+        """By one transfer: each would wait for the device."""
+        terms = len(self._weights)
+        numbers = torch.cat([sums.flatten(), norm.double().reshape(1), counts[terms:].double()]).cpu()
+        sums = numbers[: 3 * terms].view(terms, 3)
+        whole_norm, samples, tokens, pairs = numbers[3 * terms :].tolist()
+        work = Work(int(tokens), int(pairs), tuple(int(count) for count in sums[:, 2]))
+        return StepResult(sums, self.loss(sums), whole_norm, gathered_bytes, int(samples), work)
+
+    def evaluate(self, batches: list[PaddedBatch[Tensor]]) -> Tensor:
+        """Sums float64 [terms, 3] over all data-parallel ranks' micro-batches, without dropout; nothing is learned."""
         with torch.no_grad():
-            return self._run(batches, torch.zeros(3, device=self.device), forward_only=True)
+            return self._run(batches, torch.zeros(len(self._weights), device=self.device), forward_only=True)
+
+    @torch.no_grad()
+    def reference_outputs(self, batch: ReferenceBatch) -> dict[str, Tensor]:
+        """Outputs for the batch, without dropout, on the CPU of every rank; all ranks call it. Nothing is learned.
+
+        Under sequence parallelism, the batch's length must be a multiple of the tensor-parallel size.
+        """
+        micro_batch = MicroBatch(batch.tensors(self.device), functools.partial(last_stage.reference_outputs, self.objective))
+        self.engine.train(False)
+        # Interleaved schedules want a multiple of the stages; the same batch is as good as any.
+        outputs = schedule.run(self._turns, [micro_batch] * (self.layout.pp if self.layout.vpp > 1 else 1), forward_only=True)
+        answer: list[Any] = [{name: output.cpu() for name, output in outputs[0].items()} if outputs else None]
+        if self.layout.pp > 1:
+            last = groups.get_pipeline_model_parallel_last_rank()
+            dist.broadcast_object_list(answer, last, group=groups.get_pipeline_model_parallel_group())
+        found: dict[str, Tensor] = answer[0]
+        return found
 
     def close(self) -> None:
         """No longer used: hooks on gradients, which keep engine and process groups alive, are taken away.
@@ -225,10 +293,8 @@ class Engine:
             group["lr"] = lr
 
 
-def _read(sums: Tensor, norm: Tensor | float, counts: Tensor) -> tuple[Tensor, float, int, int]:
-    """Sums, norm, tokens and pairs in host memory, by one transfer: each would wait for the device."""
-    # DeepSpeed may have the norm on the host.
-    last = norm.double().reshape(1) if isinstance(norm, Tensor) else sums.new_full((1,), norm)
-    numbers = torch.cat([sums.flatten(), last, counts[3:].double()]).cpu()
-    whole_norm, tokens, pairs = numbers[9:].tolist()
-    return numbers[:9].view(3, 3), whole_norm, int(tokens), int(pairs)
+def _gather(part: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[n, ..] of each rank of a group -> [ranks * n, ..] in the order of ranks."""
+    parts = [torch.empty_like(part) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, part.contiguous(), group=group)
+    return torch.cat(parts)

@@ -22,25 +22,31 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from gptface_dist import host
-from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
+from gptface_dist.data.batch import BatchOptions
+from gptface_dist.data.made_up import made_up_block
 from gptface_dist.data.masking import MaskingOptions
-from gptface_dist.data.stream import Block, Delivered, Origin
-from gptface_dist.data.tokens import TokenSample
+from gptface_dist.data.options import DataConfig
+from gptface_dist.data.stream import StreamOptions
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.model.dropout import Masks
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise, parameters
-from gptface_dist.model.plain import GPTFace
+from gptface_dist.model.plain import Transformer
+from gptface_dist.objectives.milm_itm import MilmItm
+from gptface_dist.objectives.objective import LossSum, Objective
 from gptface_dist.parallel import libraries, specs
 from gptface_dist.parallel.layout import ZERO_STAGES, Layout
-from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
-from gptface_dist.sequence import IGNORE
+from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
+from gptface_dist.sequence import PaddedBatch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=43, image_codes=24, text_sha256="a" * 64, image_sha256="b" * 64)
 """67 + 4 ids: no tensor-parallel size above 1 divides them."""
 GRID = (4, 4)
+TEXT_LENGTH = 20
+SAMPLES = 16
+"""Of the global batch, by default."""
 FLOOR = {"float32": 1e-3, "bfloat16": 0.1}
 """The floor, by dtype."""
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}
@@ -54,13 +60,15 @@ class Case:
 
     layout: Layout
     """How the model is laid out."""
+    objective: Objective = MilmItm()  # noqa: RUF009 (frozen)
+    """What is trained."""
     model: ModelOptions = MODEL
     """What model."""
     steps: int = 3
     """Optimizer steps."""
     micro_batches: int = 8
     """Micro-batches of the global batch."""
-    size: int = 2
+    size: int = SAMPLES // 8
     """Sequences of a micro-batch."""
     seed: int = 0
     """Seed of weights, batches and dropout."""
@@ -70,7 +78,7 @@ class Case:
     """Largest relative error; by default that of the dtype."""
 
     def __str__(self) -> str:
-        words = [str(self.layout)]
+        words = [*([self.objective.name] * (self.objective.name != MilmItm.name)), str(self.layout)]
         if self.model.hidden_dropout or self.model.attention_dropout:
             words.append("dropout")
         if self.engine.recompute != "none":
@@ -116,23 +124,32 @@ def matrix() -> list[Case]:
     return [case for case in cases if not any(case.layout.problems(case.model, case.micro_batches // case.layout.dp))]
 
 
-def batches(case: Case, step: int, device: torch.device | str = "cpu") -> list[Batch[Tensor]]:
-    """A global batch of made-up captions and pictures: lengths differ, and the third micro-batch predicts no text."""
+def batches(case: Case, step: int, device: torch.device | str = "cpu") -> list[PaddedBatch[Tensor]]:
+    """A global batch of made-up captions and pictures: lengths differ, and the third micro-batch has no captions."""
     rng = np.random.default_rng([case.seed, step])
-    build = BatchBuilder(VOCABULARY, GRID, case.seed, MaskingOptions(), BatchOptions(text_length=20, multiple_of=4))
     made = []
     for number in range(case.micro_batches):
-        samples = []
-        for place in range(case.size):
-            caption = rng.integers(VOCABULARY.text_size, size=(1, rng.integers(1, 21)), dtype=np.int32)
-            codes = rng.integers(VOCABULARY.image_codes, size=GRID).astype(np.uint16)
-            samples.append(Delivered(TokenSample(codes, caption), Origin("made up", "", f"{step}-{number}-{place}", 0)))
-        batch = build([Block(number, samples, [])])
-        if number == 2:
-            batch.labels[batch.labels < VOCABULARY.image_offset] = IGNORE
-            batch = replace(batch, masked_text=batch.masked_text[:0])
-        made.append(batch.tensors(device))
+        masking = MaskingOptions(caption_share=0.0, drop_share=1.0) if number == 2 else MaskingOptions()
+        batch = BatchOptions(text_length=TEXT_LENGTH, multiple_of=4)
+        data = DataConfig("", [], order=StreamOptions(case.seed), masking=masking, batch=batch)
+        block = made_up_block(rng, VOCABULARY, GRID, TEXT_LENGTH, number, case.size, str(step))
+        made.append(case.objective.collate(data, VOCABULARY, GRID)([block]).tensors(device))
     return made
+
+
+def plain_losses(case: Case, model: Transformer, step: int) -> list[LossSum]:
+    """The objective's losses over the global batch of a step, by the plain model and autograd alone, in one process."""
+    found, surveyed = [], []
+    for number, batch in enumerate(batches(case, step)):
+        masks = Masks(case.seed, step, number * batch.rows)
+        features = model.encode(case.objective.embed(model.embeddings, batch), batch.lengths, masks)
+        if case.objective.surveys:
+            surveyed.append(case.objective.survey(features, batch, model))
+        else:
+            found.append(case.objective.losses(features, batch, model, {}))
+    if case.objective.surveys:
+        return case.objective.coupled_losses({name: torch.cat([each[name] for each in surveyed]) for name in surveyed[0]})
+    return [LossSum(*(sum(parts[1:], parts[0]) for parts in zip(*term, strict=True))) for term in zip(*found, strict=True)]
 
 
 @functools.lru_cache(maxsize=4)
@@ -141,9 +158,9 @@ def truth(case: Case, optimizer: OptimizerOptions) -> list[tuple[float, float, d
 
     Nothing in it depends on the layout or on how steps are computed: cases that differ in these alone share it.
     """
-    model = GPTFace(case.model, VOCABULARY)
+    model = case.objective.model(case.model, VOCABULARY)
     initialise(model, case.seed)
-    decay = {p.name: optimizer.weight_decay if p.decay else 0.0 for p in parameters(case.model, VOCABULARY)}
+    decay = {p.name: optimizer.weight_decay if p.decay else 0.0 for p in parameters(model)}
     adam = torch.optim.AdamW(
         [{"params": [p], "weight_decay": decay[name]} for name, p in model.named_parameters()],
         lr=optimizer.lr,
@@ -153,14 +170,8 @@ def truth(case: Case, optimizer: OptimizerOptions) -> list[tuple[float, float, d
     steps = []
     for step in range(case.steps):
         adam.zero_grad()
-        found = []
-        for number, b in enumerate(batches(case, step)):
-            features = model(b.tokens, b.segments, b.positions, b.lengths, Masks(case.seed, step, number * case.size))
-            found.append(model.losses(features, b.labels, b.matched))
-        loss = torch.zeros(())
-        for name in ("text", "image", "match"):
-            parts = [getattr(one, name) for one in found]
-            loss = loss + torch.stack([p.loss for p in parts]).sum() / max(1, sum(int(p.count) for p in parts))
+        losses = zip(plain_losses(case, model, step), case.objective.weights.values(), strict=True)
+        loss = sum((weight * each.loss / max(1, each.items) for each, weight in losses), torch.zeros(()))
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)
@@ -176,12 +187,11 @@ def compare(case: Case) -> Found:
     from gptface_dist.checkpoint.local_shard import WEIGHTS
     from gptface_dist.engine.engine import Engine
     from gptface_dist.engine.gradients import GradientReader
-    from gptface_dist.engine.state import EngineState
 
     # A large eps: AdamW would turn rounding noise in vanishing gradients into whole steps, and compare that.
     optimizer = OptimizerOptions(eps=1e-4)
-    engine = Engine(case.model, VOCABULARY, case.layout, case.seed, optimizer, LossWeights(), case.engine)
-    for region in EngineState(engine).regions():
+    engine = Engine(case.objective, case.model, VOCABULARY, case.layout, case.seed, optimizer, case.engine)
+    for region in engine.state.regions():
         whole = region.entry.initial(case.seed)
         shard = whole if region.entry.cut is None else region.entry.cut.shard(whole, region.rank, region.size)
         if not torch.equal(shard.flatten()[region.held.start : region.held.stop], region.values[WEIGHTS].cpu()):
@@ -191,11 +201,12 @@ def compare(case: Case) -> Found:
     rank, each = groups.get_data_parallel_rank(), case.micro_batches // case.layout.dp
     plain = replace(case, layout=Layout(zero=0), engine=EngineOptions(), tolerance=None)
     for step, (loss, norm, wanted) in enumerate(truth(plain, optimizer)):
-        result = engine.step(batches(case, step, engine.device)[rank * each : (rank + 1) * each])
+        mine = batches(case, step, engine.device)[rank * each : (rank + 1) * each]
+        result = engine.step(mine, reader.before_update)
         found.losses.append(result.loss)
-        found.gathered.append(result.gathered_bytes)
+        found.gathered.append(result.allgather_bytes)
         found.loss = max(found.loss, abs(result.loss - loss) / abs(loss))
-        found.norm = max(found.norm, abs(result.norm - norm) / norm)
+        found.norm = max(found.norm, abs(result.grad_norm - norm) / norm)
         for entry, gradient in reader.gradients():
             whole = wanted[entry.name]
             if entry.cut is not None:

@@ -4,7 +4,7 @@ DeepSpeed's engine refuses the pipeline's own backward passes at stage 0, so thi
 interface that :class:`gptface_dist.engine.engine.Engine` uses.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ class Replicated:
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, clip: float, bucket: int = BUCKET):
         self.module, self.clip = module, clip
+        self.decide: Callable[[Tensor], float] = lambda norm: 1.0
+        """Given the gradient's norm (float64 scalar on the device), the factor of the clipped gradient; 0 skips the update."""
         self.masters: dict[nn.Parameter, Tensor] = {}
         """Parameter -> the float32 weights that the optimizer updates: the parameter itself where it is float32."""
         self.gradients: dict[nn.Parameter, Tensor] = {}
@@ -41,7 +43,6 @@ class Replicated:
             self.masters[parameter] = parameter if exact else parameter.detach().float()
             self._hooks.append(parameter.register_post_accumulate_grad_hook(self._collect))
         self._make_buckets(bucket)
-        self._norm = torch.zeros((), dtype=torch.float64, device=self.buckets[0].device)
         self.optimizer = optimizer
         for group in optimizer.param_groups:
             group["params"] = [self.masters[p] for p in group["params"]]
@@ -55,34 +56,35 @@ class Replicated:
         self.module.train(mode)
 
     def step(self) -> None:
-        """Add the gradients of all replicas, clip, update, and forget the gradients."""
+        """Add the gradients of all replicas, ask ``decide``, clip, update, and forget the gradients."""
         group = groups.get_data_parallel_group()
         for bucket in self.buckets:
             # Before the sum, as DeepSpeed does: a mean cannot overflow where its parts did not.
             dist.all_reduce(bucket.div_(dist.get_world_size(group)), group=group)
-        self._norm = self._global_norm()
-        if self.clip > 0:
-            # On the device: to ask it whether anything is to be clipped would keep the optimizer waiting.
-            factor = torch.where(self._norm > self.clip, self.clip / (self._norm + 1e-6), 1.0)
+        norm = self._global_norm()
+        factor = self.decide(norm)
+        if factor:
+            self._update(norm, factor)
+        for bucket in self.buckets:
+            bucket.zero_()
+
+    def _update(self, norm: Tensor, factor: float) -> None:
+        # On the device: to ask it whether anything is to be clipped would keep the optimizer waiting.
+        clip = torch.where(norm > self.clip, self.clip / (norm + 1e-6), 1.0) if self.clip > 0 else 1.0
+        if self.clip > 0 or factor != 1:
             for bucket in self.buckets:
-                bucket.mul_(factor)
+                bucket.mul_(clip * factor)
         for parameter, master in self.masters.items():
             master.grad = self.gradients[parameter]
         self.optimizer.step()
         for master in self.masters.values():
             master.grad = None
         self.write_weights()
-        for bucket in self.buckets:
-            bucket.zero_()
 
     def destroy(self) -> None:
         """Take the hooks away, by which the parameters keep this object."""
         for hook in self._hooks:
             hook.remove()
-
-    def get_global_grad_norm(self) -> Tensor:
-        """Norm of the last step's whole gradient, before clipping: float64 scalar on the device."""
-        return self._norm
 
     @torch.no_grad()
     def write_weights(self) -> None:

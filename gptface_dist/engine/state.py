@@ -4,7 +4,7 @@ in place under every stage of ZeRO.
 Reads DeepSpeed's internals, so it holds for the versions of :data:`gptface_dist.engine.deepspeed_patches.CHECKED`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,8 @@ from megatron.core import parallel_state as groups
 from torch import Tensor, nn
 
 from gptface_dist.checkpoint.local_shard import AVERAGE, WEIGHTS, Region
-from gptface_dist.engine.engine import Engine
 from gptface_dist.model.parameters import Parameter
+from gptface_dist.parallel.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,20 @@ class EngineState:
     """What this rank holds of the training state; satisfies :class:`gptface_dist.checkpoint.local_shard.State`.
 
     Args:
-        engine: whose.
-        average: whether to keep a running average of the weights, which begins as the weights now are.
+        zero: DeepSpeed's engine, or :class:`gptface_dist.engine.replicated.Replicated`.
+        layout: of the run.
+        parameters: this rank's, with their entries in the table.
     """
 
-    def __init__(self, engine: Engine, average: bool = False):
-        self._engine = engine
-        self._inner: Any = engine.engine if engine.layout.zero == 0 else engine.engine.optimizer
+    def __init__(self, zero: Any, layout: Layout, parameters: Iterable[tuple[Parameter, nn.Parameter]]):
+        self._layout = layout
+        self._inner: Any = zero if layout.zero == 0 else zero.optimizer
         self._adam: torch.optim.Optimizer = self._inner.optimizer
-        find = {0: self._replicated, 1: self._flat, 2: self._flat, 3: self._sharded}[engine.layout.zero]
+        find = {0: self._replicated, 1: self._flat, 2: self._flat, 3: self._sharded}[layout.zero]
         self._buffers = list(find())
-        self._entries: dict[nn.Parameter, Parameter] = {parameter: entry for entry, parameter in engine.named_parameters()}
+        self._entries: dict[nn.Parameter, Parameter] = {parameter: entry for entry, parameter in parameters}
         for buffer in self._buffers:
             self._moments(buffer)
-        if average:
-            self.begin_average()
 
     @property
     def updates(self) -> int:
@@ -86,7 +85,7 @@ class EngineState:
                         entry=entry,
                         shard=_shape(part.parameter),
                         rank=rank,
-                        size=self._engine.layout.tp,
+                        size=self._layout.tp,
                         held=part.held,
                         written=part.share if self._writes(entry, rank) else part.held[:0],
                         values={k: v.view(-1)[part.at : part.at + len(part.held)] for k, v in values.items()},
@@ -96,9 +95,9 @@ class EngineState:
 
     def refresh(self) -> None:
         """Master weights were written to: round them into the module's weights, on all ranks that hold a copy."""
-        if self._engine.layout.zero == 0:
+        if self._layout.zero == 0:
             self._inner.write_weights()
-        elif self._engine.layout.zero < 3:
+        elif self._layout.zero < 3:
             self._inner.update_lp_params()
         else:
             self._inner.checkpoint_event_prologue()

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from gptface_dist.data.batch import Batch
 from gptface_dist.engine.engine import Engine
+from gptface_dist.sequence import PaddedBatch
 
 WORDS = "called a synchronizing CUDA operation"
 """PyTorch's warning, once for each time."""
 
 
-def synchronisations(engine: Engine, steps: Iterable[list[Batch[Tensor]]]) -> int:
+def synchronisations(engine: Engine, steps: Iterable[list[PaddedBatch[Tensor]]]) -> int:
     """Do an optimizer step on each of the micro-batches, and count how often PyTorch waited for the GPU meanwhile.
 
     Needs CUDA. PyTorch counts copies and reads of values; not its collectives, nor ``torch.cuda.synchronize``, which

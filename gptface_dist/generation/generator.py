@@ -91,6 +91,9 @@ class Generator:
         """Of a release that has been loaded; what it says of its training limits what can be asked of it."""
         data = release.config.card.config.get("data", {})
         longest, dropped = data.get("batch", {}).get("text_length"), data.get("masking", {}).get("drop_share")
+        if not isinstance(release.model, GPTFace):
+            name = release.config.objective.name
+            raise UserError(f"{release.path} was trained for {name}, which does not predict tokens: nothing can be generated")
         return cls(release.model, release.text, release.image, release.config.grid, longest, dropped != 0)
 
     @property

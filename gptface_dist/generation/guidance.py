@@ -41,7 +41,7 @@ def pull(model: GPTFace, rows: Rows, hidden: Tensor, logits: Tensor, ids: range,
             changed = functional.log_softmax(logits + change, -1)
             soft = changed.exp().to(table.dtype) @ table
             mixed = embedded.index_put((hidden,), embedded[hidden] + soft)
-            match = model.match_logits(model.encode(mixed, rows.lengths)).float()
+            match = model.itm_logits(model.encode(mixed, rows.lengths)).float()
             loss = -functional.log_softmax(match, -1)[:, 1].sum()
             loss = loss + options.kl * (changed.exp() * (changed - own)).sum()
             (gradient,) = torch.autograd.grad(loss, change)

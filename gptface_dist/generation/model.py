@@ -45,6 +45,6 @@ def match_probabilities(model: GPTFace, sequences: Sequence[Unfinished]) -> list
         for numbers in batches(sequences, device_of(model)):
             rows = stack([sequences[number] for number in numbers], device_of(model))
             features = model(rows.tokens, rows.segments, rows.positions, rows.lengths)
-            for number, p in zip(numbers, model.match_logits(features).float().softmax(-1)[:, 1].tolist(), strict=False):
+            for number, p in zip(numbers, model.itm_logits(features).float().softmax(-1)[:, 1].tolist(), strict=False):
                 found[number] = p
     return found

@@ -29,26 +29,19 @@ class Work:
     """Tokens, without padding."""
     pairs: int
     """Sum over sequences of their length squared: the pairs of tokens that attention looks at."""
-    text: int
-    """Masked text tokens."""
-    image: int
-    """Masked image tokens."""
-    sequences: int
-    """Sequences."""
+    counts: tuple[int, ...]
+    """Items of each of the objective's terms."""
 
 
-def model_flops(options: ModelOptions, text_ids: int, image_ids: int, work: Work) -> int:
-    """FLOPs of forward and backward pass.
+def transformer_flops(options: ModelOptions, work: Work) -> int:
+    """FLOPs of the layers' forward pass; heads are the objective's (``Objective.head_flops``).
 
     Per token and layer ``8 H^2`` (queries, keys, values, projection) and ``4 H F`` (``6 H F`` with swiglu); per pair of
-    tokens and layer ``4 H`` (scores, weighted values); per masked token ``2 H^2 + 2 H V`` with V the ids of its modality;
-    per sequence ``2 H^2 + 4 H``; all times 3.
+    tokens and layer ``4 H`` (scores, weighted values).
     """
     hidden = options.hidden
     products = 3 if options.activation == "swiglu" else 2
-    layers = options.layers * (work.tokens * (8 * hidden**2 + 2 * products * hidden * options.ffn) + work.pairs * 4 * hidden)
-    masked = (work.text + work.image) * 2 * hidden**2 + 2 * hidden * (work.text * text_ids + work.image * image_ids)
-    return 3 * (layers + masked + work.sequences * (2 * hidden**2 + 4 * hidden))
+    return options.layers * (work.tokens * (8 * hidden**2 + 2 * products * hidden * options.ffn) + work.pairs * 4 * hidden)
 
 
 def peak_tflops(device: str, dtype: str) -> float | None:

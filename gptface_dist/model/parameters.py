@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.plain import GPTFace, initial_std
-from gptface_dist.tokenizers.vocabulary import Vocabulary
+from gptface_dist.model.plain import Transformer, initial_std
 
 LAYER = re.compile(r"layers\.(\d+)\.")
 
@@ -69,9 +68,13 @@ class Parameter:
     cut: Cut | None
     """How tensor parallelism divides it; None where every rank has all of it."""
     std: float | None
-    """Standard deviation of its initial values; None for constants."""
+    """Standard deviation of its initial values; None where they are all ``constant``."""
+    constant: float
+    """Its initial value where ``std`` is None."""
     decay: bool
-    """Whether weight decay applies: not to norms, biases and embeddings."""
+    """Whether weight decay applies: not to norms, biases, other constants and embeddings."""
+    tied: bool
+    """Whether it is the word embeddings of a model that predicts tokens: output weights too."""
 
     @property
     def on_first_stage(self) -> bool:
@@ -80,13 +83,13 @@ class Parameter:
 
     @property
     def on_last_stage(self) -> bool:
-        """Whether the last pipeline stage has it because it predicts; the word embeddings are on both."""
-        return self.name == "embeddings.word.weight" or (self.layer is None and not self.on_first_stage)
+        """Whether the last pipeline stage has it because it predicts; tied embeddings are on both."""
+        return self.tied or (self.layer is None and not self.on_first_stage)
 
     def initial(self, seed: int) -> Tensor:
         """Float32 initial value, a function of (seed, name, shape) alone: every layout starts from the same weights."""
         if self.std is None:
-            return torch.zeros(self.shape) if self.name.endswith("bias") else torch.ones(self.shape)
+            return torch.full(self.shape, self.constant)
         digest = hashlib.blake2b(f"{seed} {self.name}".encode(), digest_size=8).digest()
         # torch takes a signed 64-bit seed.
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -107,30 +110,27 @@ def cut(name: str, options: ModelOptions) -> Cut | None:
     return None
 
 
-def parameters(options: ModelOptions, vocabulary: Vocabulary) -> Iterator[Parameter]:
-    """Every parameter of the model, in the plain model's order, without allocating any."""
-    with torch.device("meta"):
-        model = GPTFace(options, vocabulary)
+def parameters(model: Transformer) -> Iterator[Parameter]:
+    """Every parameter of a plain model, which may be on torch's meta device, in its order."""
     for name, tensor in model.named_parameters():
         found = LAYER.match(name)
-        std = initial_std(name, options)
+        owner, _, key = name.rpartition(".")
+        declared = getattr(model.get_submodule(owner), "initial_values", {})
+        std = None if key in declared else initial_std(name, model.options)
         yield Parameter(
             name=name,
             shape=tuple(tensor.shape),
             layer=int(found.group(1)) if found else None,
-            cut=cut(name, options),
+            cut=cut(name, model.options),
             std=std,
+            constant=declared.get(key, 0.0 if key == "bias" else 1.0),
             decay=std is not None and not name.startswith("embeddings."),
+            tied=name == "embeddings.word.weight" and hasattr(model, "token_head"),
         )
 
 
-def initialise(model: GPTFace, seed: int) -> None:
+def initialise(model: Transformer, seed: int) -> None:
     """Give a plain model its initial values."""
     with torch.no_grad():
-        for parameter in parameters(model.options, model.vocabulary):
+        for parameter in parameters(model):
             model.get_parameter(parameter.name).copy_(parameter.initial(seed))
-
-
-def count(options: ModelOptions, vocabulary: Vocabulary) -> int:
-    """Number of trainable values; tied embeddings count once."""
-    return sum(torch.Size(parameter.shape).numel() for parameter in parameters(options, vocabulary))

@@ -9,8 +9,8 @@ M masked tokens.
 """
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -108,8 +108,8 @@ class TokenHead(nn.Module):
         return F.linear(features, words_VH[ids.start : ids.stop], self.bias[ids.start : ids.stop])
 
 
-class MatchHead(nn.Module):
-    """[CLS] -> logits of (swapped, matched)."""
+class ITMHead(nn.Module):
+    """[CLS] -> logits of (negative, matched)."""
 
     def __init__(self, options: ModelOptions):
         super().__init__()
@@ -121,59 +121,36 @@ class MatchHead(nn.Module):
         return self.output(torch.tanh(self.pooler(cls_BH)))
 
 
-@dataclass(frozen=True)
-class Sums:
-    """One loss as a sum over what it supervises, and the count to divide by: never a mean of means."""
-
-    loss: Tensor
-    """Float32 scalar: summed cross-entropy in nats."""
-    correct: Tensor
-    """Int64 scalar: how many were predicted right."""
-    count: Tensor
-    """Int64 scalar: how many were supervised."""
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Losses of a batch: text and image tokens (MILM), and image-text matching (ITM)."""
-
-    text: Sums
-    """Masked text tokens."""
-    image: Sums
-    """Masked image tokens."""
-    match: Sums
-    """Pairs."""
-
-
-class GPTFace(nn.Module):
-    """The model.
+class Transformer(nn.Module):
+    """Embeddings, layers and final norm, with the heads that an objective asks for.
 
     Args:
-        options: its size and form.
+        options: size and form.
         vocabulary: the joint ids.
+        heads: further modules, by the name that they get here; all of them see features alone.
+        token_head: whether tokens are predicted.
+        inputs: further modules for the input, which become those of ``embeddings``.
     """
 
-    def __init__(self, options: ModelOptions, vocabulary: Vocabulary):
+    def __init__(
+        self,
+        options: ModelOptions,
+        vocabulary: Vocabulary,
+        heads: Mapping[str, nn.Module],
+        token_head: bool,
+        inputs: Mapping[str, nn.Module] = MappingProxyType({}),
+    ):
         super().__init__()
         self.options, self.vocabulary = options, vocabulary
         self.embeddings = Embeddings(vocabulary.size, options)
+        for name, module in inputs.items():
+            self.embeddings.add_module(name, module)
         self.layers = nn.ModuleList(Layer(options) for _ in range(options.layers))
         self.final_norm = nn.LayerNorm(options.hidden, options.norm_eps)
-        self.token_head = TokenHead(vocabulary.size, options)
-        self.match_head = MatchHead(options)
-
-    @classmethod
-    def from_pretrained(
-        cls, path: Path | str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-    ) -> "GPTFace":
-        """The model of a release's folder; :func:`gptface_dist.release.load` gives its tokenizers too.
-
-        ``dtype`` is as stored by default. :class:`UserError` where the folder is no release or is damaged.
-        """
-        # Releases are made of this class, so it cannot know them before it exists.
-        from gptface_dist.release.reader import load
-
-        return load(path, dtype, device).model
+        if token_head:
+            self.token_head = TokenHead(vocabulary.size, options)
+        for name, module in heads.items():
+            self.add_module(name, module)
 
     def forward(
         self, tokens: Tensor, segments: Tensor, positions: Tensor, lengths: Tensor, masks: Masks | None = None
@@ -197,19 +174,26 @@ class GPTFace(nn.Module):
         """Features [M, H] of tokens of one modality -> logits [M, len(ids)] over ``ids`` of the joint vocabulary."""
         return self.token_head(x_MH, self.embeddings.word.weight, ids)
 
-    def match_logits(self, x_BLH: Tensor) -> Tensor:
-        """Features [B, L, H] -> logits [B, 2] of (swapped, matched)."""
-        return self.match_head(x_BLH[:, 0])
+    def token_loss(self, x_MH: Tensor, labels: Tensor, ids: range) -> tuple[Tensor, Tensor]:
+        """Features [M, H], int64 [M] within ``ids`` -> float32 summed cross-entropy in nats, int64 right predictions."""
+        return summed_cross_entropy(self.token_logits(x_MH, ids), labels - ids.start)
 
-    def losses(self, x_BLH: Tensor, labels: Tensor, matched: Tensor) -> Losses:
-        """Summed losses of features, int64 [B, L] ids to predict (``sequence.IGNORE`` elsewhere), int64 [B] 1 where matched."""
 
-        def masked(ids: range) -> Sums:
-            chosen = (labels >= ids.start) & (labels < ids.stop)
-            return sums(self.token_logits(x_BLH[chosen], ids), labels[chosen] - ids.start)
+class GPTFace(Transformer):
+    """The model of the paper: a transformer that predicts masked tokens, and whether image and text belong together."""
 
-        match = sums(self.match_logits(x_BLH), matched)
-        return Losses(masked(self.vocabulary.text_range), masked(self.vocabulary.image_range), match)
+    def __init__(self, options: ModelOptions, vocabulary: Vocabulary):
+        super().__init__(options, vocabulary, self.heads(options), token_head=True)
+
+    @staticmethod
+    def heads(options: ModelOptions) -> dict[str, nn.Module]:
+        """Its head beside that for tokens."""
+        return {"itm_head": ITMHead(options)}
+
+    def itm_logits(self, x_BLH: Tensor) -> Tensor:
+        """Features [B, L, H] -> logits [B, 2] of (negative, matched)."""
+        logits: Tensor = self.get_submodule("itm_head")(x_BLH[:, 0])
+        return logits
 
 
 def hidden_dropout(x_BLH: Tensor, chance: float, place: int, masks: Masks | None) -> Tensor:
@@ -217,11 +201,9 @@ def hidden_dropout(x_BLH: Tensor, chance: float, place: int, masks: Masks | None
     return F.dropout(x_BLH, chance) if masks is None else masks.hidden(x_BLH, chance, place, sequence_axis=0)
 
 
-def sums(logits: Tensor, targets: Tensor) -> Sums:
-    """[M, K] and int64 [M] -> summed cross-entropy in float32, right predictions, and M. M may be 0."""
-    loss = F.cross_entropy(logits.float(), targets, reduction="sum")
-    correct = (logits.argmax(-1) == targets).sum()
-    return Sums(loss, correct, targets.new_full((), len(targets)))
+def summed_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """[M, K] and int64 [M] -> float32 summed cross-entropy in nats, int64 right predictions. M may be 0."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum"), (logits.argmax(-1) == targets).sum()
 
 
 def initial_std(name: str, options: ModelOptions) -> float | None:

@@ -26,18 +26,6 @@ class OptimizerOptions:
     """Largest norm of the whole gradient; 0 does not clip."""
 
 
-@dataclass(frozen=True)
-class LossWeights:
-    """Factors of the three losses."""
-
-    text: float = 1.0
-    """Masked text tokens."""
-    image: float = 1.0
-    """Masked image tokens."""
-    match: float = 1.0
-    """Image-text matching."""
-
-
 LEGAL = {
     "dtype": ("float32", "bfloat16"),
     "recompute": ("none", "attention", "layer"),

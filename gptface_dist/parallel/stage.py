@@ -4,6 +4,7 @@ A stage computes a part of what :class:`gptface_dist.model.plain.GPTFace` comput
 weights. Hidden states travel as [L, B, H] (megatron's order; [L / tp, B, H] under sequence parallelism).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from gptface_dist.model.dropout import EMBEDDINGS, Masks
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.plain import MatchHead
+from gptface_dist.objectives.objective import Heads, Objective
 from gptface_dist.parallel import specs
 from gptface_dist.parallel.layer import LOCAL_NAMES, SharedNorm, StageLayer, layer_spec
 from gptface_dist.parallel.layout import Layout
@@ -24,6 +25,8 @@ from gptface_dist.parallel.vocab_parallel import TiedGradient, TiedScalar, WordE
 from gptface_dist.sequence import IMAGE, SEGMENTS
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
+Finish = Callable[[Tensor, Any, Heads], tuple[Tensor, Any]]
+"""Features [B, L, H], micro-batch, heads -> (loss to differentiate, what is collected)."""
 HEAD_NAMES = {"word_logits.weight": "embeddings.word.weight", "word_logits.bias": "token_head.bias"}
 """Names of a stage's output weights -> names in the plain model, which ties them to its embeddings."""
 
@@ -48,7 +51,7 @@ class StageEmbeddings(nn.Module):
         self.column = nn.Embedding(options.columns, options.hidden, dtype=dtype)
 
     def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
-        """Int64 [B, L], [B, L], [B, L, 2] -> [L, B, H]."""
+        """Int64 [B, L], [B, L], [B, L, 2] -> [B, L, H]."""
         image = (segments == IMAGE).unsqueeze(-1)
         first, second = positions.unbind(-1)
         zero = torch.zeros_like(first)
@@ -56,7 +59,8 @@ class StageEmbeddings(nn.Module):
         row = self.row(torch.where(image[..., 0], first, zero))
         column = self.column(torch.where(image[..., 0], second, zero))
         words = self.word(tokens) + self.segment(segments)
-        return (words + torch.where(image, row + column, place)).transpose(0, 1).contiguous()
+        x_BLH: Tensor = words + torch.where(image, row + column, place)
+        return x_BLH
 
 
 class TokenFeatures(nn.Module):
@@ -76,6 +80,7 @@ class Stage(nn.Module):
     """One model chunk.
 
     Args:
+        objective: whose input modules and heads it gets.
         options: the whole model's.
         vocabulary: the joint ids.
         layout: of the run.
@@ -86,6 +91,7 @@ class Stage(nn.Module):
 
     def __init__(
         self,
+        objective: Objective,
         options: ModelOptions,
         vocabulary: Vocabulary,
         layout: Layout,
@@ -94,12 +100,14 @@ class Stage(nn.Module):
         chunk: int,
     ):
         super().__init__()
-        self._config = config
+        self._config, self._objective = config, objective
         self.options, self.vocabulary, self.layout = options, vocabulary, layout
         self.first, self.last = chunk == 0, chunk == layout.chunks - 1
         dtype, words = config.params_dtype, WordRange(vocabulary, layout)
         if self.first:
             self.embeddings = StageEmbeddings(options, words, dtype)
+            for name, module in objective.inputs(options).items():
+                self.embeddings.add_module(name, module.to(dtype))
         # Layers are built by their global number: this config tells megatron of no pipeline, so it adds no offset.
         alone = replace(config, pipeline_model_parallel_size=1, virtual_pipeline_model_parallel_size=None)
         spec = layer_spec(options, alone, engine)
@@ -110,6 +118,10 @@ class Stage(nn.Module):
             cast(StageLayer, layer).set_recompute(engine.recompute)
         if self.last:
             self.final_norm = SharedNorm(config, options.hidden, options.norm_eps, specs.norm(engine.norm))
+            for name, module in objective.heads(options).items():
+                self.add_module(name, module.to(dtype))
+        predicts = self.last and objective.predicts_tokens
+        if predicts:
             self.token_head = TokenFeatures(options, dtype)
             weight = (
                 self.embeddings.word.weight
@@ -117,14 +129,15 @@ class Stage(nn.Module):
                 else nn.Parameter(torch.empty(words.rows, options.hidden, dtype=dtype))
             )
             self.word_logits = WordLogits(words, weight)
-            self.match_head = MatchHead(options).to(dtype)
-        if self.first or self.last:
+        self.has_words = self.first or predicts
+        """Whether it has the word embeddings, or a tied copy of them."""
+        if self.has_words:
             self.tied_scalar = TiedScalar(self.embeddings.word.weight if self.first else self.word_logits.weight)
         self._received: Tensor | None = None
 
     def tied_gradient(self, device: torch.device) -> TiedGradient | None:
         """Give the word embeddings of this chunk, if it has any, a place for their gradient. Called once."""
-        if not (self.first or self.last):
+        if not self.has_words:
             return None
         tied = TiedGradient(self.tied_scalar.weight.shape, device)
         for module in self.modules():
@@ -136,16 +149,13 @@ class Stage(nn.Module):
         """Hidden states of the chunk before this one, for the next forward pass."""
         self._received = hidden
 
-    def forward(self, batch: Any, scale: Tensor | None = None, masks: Masks | None = None) -> Any:
-        """A micro-batch -> hidden states [L, B, H]; on the last chunk (loss, sums).
+    def forward(self, batch: Any, finish: Finish, masks: Masks | None = None) -> Any:
+        """A micro-batch -> hidden states [L, B, H]; on the last chunk what ``finish`` makes of features, batch and this chunk.
 
-        ``scale`` float32 [3] are the factors of the summed losses of text, image and match; ``sums`` float64 [3, 3] are
-        rows of (loss, correct, count) for each of them. Without ``scale``, the last chunk gives (0, logits): float32
-        [M, ids] of text and image where ``batch.labels`` asks for them, and [B, 2] of the match. Without ``masks``, dropout
-        drops nothing.
+        Without ``masks``, dropout drops nothing.
         """
         if self.first:
-            x = self.embeddings(batch.tokens, batch.segments, batch.positions)
+            x = self._objective.embed(self.embeddings, batch).transpose(0, 1).contiguous()
             if masks is not None:
                 x = masks.hidden(x, self.options.hidden_dropout, EMBEDDINGS, sequence_axis=1)
             x = scatter_to_sequence_parallel_region(x) if self.layout.sp else x
@@ -156,43 +166,25 @@ class Stage(nn.Module):
         with specs.precision(self._config):
             for layer in self.layers.values():
                 x = layer(x, seen, masks)
-        if not self.last:
-            return x
-        return self._logits(x, batch) if scale is None else self._losses(x, batch, scale)
-
-    def _logits(self, x: Tensor, batch: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        x_BLH = self._features(x)
-        found = []
-        for ids in (self.vocabulary.text_range, self.vocabulary.image_range):
-            chosen = (batch.labels >= ids.start) & (batch.labels < ids.stop)
-            found.append(self.word_logits(self.token_head(x_BLH[chosen]), None, ids))
-        return torch.zeros((), device=x.device), (*found, self.match_head(x_BLH[:, 0]).float())
+        return finish(self._features(x), batch, self) if self.last else x
 
     def _features(self, x: Tensor) -> Tensor:
         x = self.final_norm(x)
         x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False) if self.layout.sp else x
         return x.transpose(0, 1)
 
-    def _losses(self, x: Tensor, batch: Any, scale: Tensor) -> tuple[Tensor, Tensor]:
-        x_BLH = self._features(x)
-        rows = []
-        for ids, places in (
-            (self.vocabulary.text_range, batch.masked_text),
-            (self.vocabulary.image_range, batch.masked_image),
-        ):
-            # By indices, whose number the host knows, and not by a mask on the device, whose sum it would wait for.
-            chosen = places.unbind(1)
-            loss, correct = self.word_logits(self.token_head(x_BLH[chosen]), batch.labels[chosen], ids)
-            rows.append((loss, correct, loss.new_full((), len(places), dtype=torch.float64)))
-        logits = self.match_head(x_BLH[:, 0]).float()
-        match = F.cross_entropy(logits, batch.matched, reduction="sum")
-        rows.append((match, (logits.argmax(-1) == batch.matched).sum(), match.new_full((), len(logits), dtype=torch.float64)))
-        total = sum((loss * scale[i] for i, (loss, _, _) in enumerate(rows)), torch.zeros((), device=x.device))
-        sums = torch.stack([torch.stack([part.detach().double() for part in row]) for row in rows])
-        return total, sums
+    def token_logits(self, x_MH: Tensor, ids: range) -> Tensor:
+        """Features [M, H] -> float32 logits [M, len(ids)], on every tensor-parallel rank."""
+        logits: Tensor = self.word_logits(self.token_head(x_MH), None, ids)
+        return logits
+
+    def token_loss(self, x_MH: Tensor, labels: Tensor, ids: range) -> tuple[Tensor, Tensor]:
+        """Features [M, H], int64 [M] within ``ids`` -> float32 summed cross-entropy in nats, right predictions."""
+        loss, correct = self.word_logits(self.token_head(x_MH), labels, ids)
+        return loss, correct
 
 
 def _seen(batch: Any) -> Tensor:
     """Bool [B, 1, 1, L]: which tokens are no padding."""
-    places = torch.arange(batch.tokens.shape[1], device=batch.lengths.device)
+    places = torch.arange(batch.length, device=batch.lengths.device)
     return (places < batch.lengths.unsqueeze(1))[:, None, None, :]

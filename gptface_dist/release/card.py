@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.parameters import count
+from gptface_dist.objectives.objective import Objective
 from gptface_dist.sequence import SPECIALS_PER_SEQUENCE
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
@@ -38,17 +38,20 @@ class Card:
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of the software that trained it."""
     parity: dict[str, float] = field(default_factory=dict)
-    """Relative error of the logits of text, image and match to those that the training run recorded."""
+    """Relative error of the heads' outputs, by name, to those that the training run recorded."""
     rounding: dict[str, float] = field(default_factory=dict)
-    """Relative error of the released weights' logits to those of the float32 weights they were rounded from."""
+    """Relative error of the released weights' outputs to those of the float32 weights they were rounded from."""
     config: dict[str, Any] = field(default_factory=dict)
     """The training run's resolved configuration."""
 
 
-def facts(card: Card, options: ModelOptions, vocabulary: Vocabulary, grid: tuple[int, int], dtype: str) -> dict[str, str]:
+def facts(
+    card: Card, objective: Objective, options: ModelOptions, vocabulary: Vocabulary, grid: tuple[int, int], dtype: str
+) -> dict[str, str]:
     """What a reader wants to know first, in words."""
     return {
-        "Parameters": f"{count(options, vocabulary):,} ({dtype})",
+        "Parameters": f"{objective.parameter_count(options, vocabulary):,} ({dtype})",
+        "Objective": f"{objective.name}: {', '.join(f'{term.name} ({term.items})' for term in objective.terms)}",
         "Transformer": f"{options.layers} layers, width {options.hidden}, {options.heads} heads, "
         f"feed-forward {options.ffn} ({options.activation}{', QK-norm' if options.qk_norm else ''})",
         "Vocabulary": f"{vocabulary.size:,}: {vocabulary.text_size:,} of text, {vocabulary.image_codes:,} of images, specials",
@@ -114,9 +117,9 @@ def _parity(card: Card) -> str:
     errors = ", ".join(f"{name} {error:.1e}" for name, error in card.parity.items())
     rounding = ", ".join(f"{name} {error:.1e}" for name, error in card.rounding.items())
     return (
-        "On a fixed batch, the plain model with the last step's float32 weights gives the logits that the distributed model "
-        f"gave when the checkpoint was written, up to a relative error of: {errors}. The weights released here give the logits "
-        f"of the float32 weights that they were rounded from up to: {rounding}."
+        "On a fixed batch, the plain model with the last step's float32 weights gives the outputs that the distributed model "
+        f"gave when the checkpoint was written, up to a relative error of: {errors}. The weights released here give the "
+        f"outputs of the float32 weights that they were rounded from up to: {rounding}."
     )
 
 

@@ -23,7 +23,8 @@ from gptface_dist.checkpoint.save import STATE_NAME
 from gptface_dist.checkpoint.storage import METADATA_NAME, read_metadata
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.reference_batch import PROBE_NAME, Probe
+from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs
+from gptface_dist.objectives.registry import ObjectiveOptions, build_objective
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.release.card import Card
 from gptface_dist.tokenizers.vocabulary import Vocabulary
@@ -39,6 +40,8 @@ class TrainingCheckpoint:
     """Files, tensors and hashes."""
     record: RunRecord
     """What it says about its run."""
+    objective: ObjectiveOptions
+    """What the run trains."""
     options: ModelOptions
     """Of the model."""
     vocabulary: Vocabulary
@@ -54,21 +57,23 @@ class TrainingCheckpoint:
             manifest = Manifest.read(folder)
         except Damaged as damage:
             raise UserError(f"{damage}: use another checkpoint") from None
-        small = [name for name in (RECORD_NAME, PROBE_NAME, f"{STATE_NAME}/{METADATA_NAME}") if name in manifest.files]
+        small = [name for name in (RECORD_NAME, REFERENCE_NAME, f"{STATE_NAME}/{METADATA_NAME}") if name in manifest.files]
         for problem in manifest.problems(folder, small):
             raise UserError(f"{problem}: the checkpoint is damaged, use another")
         record = RunRecord.read(folder)
         try:
             options, layout = ModelOptions(**record.config["model"]), Layout(**record.config["layout"])
+            objective = ObjectiveOptions(**record.config["objective"])
+            build_objective(objective, {})
             vocabulary = Vocabulary(**record.vocabulary)
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / RECORD_NAME} describes no model of this version ({error})") from None
-        return cls(folder, manifest, record, options, vocabulary, layout)
+        return cls(folder, manifest, record, objective, options, vocabulary, layout)
 
-    @property
-    def probe(self) -> Probe:
-        """The probe that the distributed model answered when the checkpoint was written."""
-        return Probe.load(self.path / PROBE_NAME, self.vocabulary)
+    @cached_property
+    def reference(self) -> ReferenceOutputs:
+        """What the distributed model gave when the checkpoint was written."""
+        return ReferenceOutputs.load(self.path / REFERENCE_NAME)
 
     @property
     def card(self) -> Card:

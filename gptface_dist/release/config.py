@@ -10,12 +10,14 @@ import torch
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.objectives.objective import Objective
+from gptface_dist.objectives.registry import ObjectiveOptions, build_objective
 from gptface_dist.release import card as cards
 from gptface_dist.release.card import Card
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 CONFIG_NAME = "config.json"
-FORMAT = "gptface-release-1"
+FORMAT = "gptface-release-2"
 MODEL_TYPE = "gptface"
 ARCHITECTURE = "GPTFaceModel"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -25,6 +27,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class ReleaseConfig:
     """What a release says of itself."""
 
+    objective: ObjectiveOptions
+    """What it was trained for, which says what heads it has."""
     options: ModelOptions
     """Size and form of the model."""
     vocabulary: Vocabulary
@@ -43,6 +47,7 @@ class ReleaseConfig:
             )
         if self.dtype not in DTYPES:
             raise UserError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+        self.build_objective()
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -51,6 +56,7 @@ class ReleaseConfig:
             "architectures": [ARCHITECTURE],
             "dtype": self.dtype,
             "format": FORMAT,
+            "objective": asdict(self.objective),
             "options": asdict(self.options),
             "vocabulary": asdict(self.vocabulary),
             "grid": list(self.grid),
@@ -85,7 +91,18 @@ class ReleaseConfig:
         """The content of ``config.json``; :class:`UserError`, ``KeyError`` or ``TypeError`` where something is amiss."""
         rows, columns = (int(side) for side in raw["grid"])
         options, vocabulary = ModelOptions(**raw["options"]), Vocabulary(**raw["vocabulary"])
-        return cls(options, vocabulary, (rows, columns), raw["dtype"], cards.from_json(raw["training"]))
+        objective = ObjectiveOptions(**raw["objective"])
+        return cls(objective, options, vocabulary, (rows, columns), raw["dtype"], cards.from_json(raw["training"]))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each of its tensors."""
+        table = self.build_objective().parameters(self.options, self.vocabulary)
+        return {entry.name: entry.shape for entry in table}
+
+    def build_objective(self) -> Objective:
+        """What it was trained for; weights of the losses are of no concern here."""
+        return build_objective(self.objective, {})
 
 
 def dtype_name(dtype: torch.dtype) -> str:

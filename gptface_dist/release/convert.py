@@ -8,19 +8,18 @@ import torch
 from torch import Tensor
 
 from gptface_dist.errors import UserError
-from gptface_dist.model import reference_batch
-from gptface_dist.model.parameters import parameters
-from gptface_dist.model.reference_batch import PROBE_NAME, Logits, Probe, ProbeBatch
+from gptface_dist.model.reference_batch import ReferenceBatch
+from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs, difference, reference_outputs
 from gptface_dist.release.card import UNKNOWN, Card
 from gptface_dist.release.checkpoint import TrainingCheckpoint
 from gptface_dist.release.config import CONFIG_NAME, DTYPES, ReleaseConfig
-from gptface_dist.release.streamed import StreamedGPTFace
+from gptface_dist.release.streamed import streamed_model, values_read
 from gptface_dist.release.tensors import SHARD_BYTES, Weights, check_table
 from gptface_dist.release.writer import finish, publishing, write_model
 from gptface_dist.tokenizers import vocabulary as vocabularies
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
-"""Largest relative error of logits. Rounding alone makes about 1e-6 and 1e-2."""
+"""Largest relative error of the heads' outputs. Rounding alone makes about 1e-6 and 1e-2."""
 
 BLOCK = 2**22
 """Values that are read back at a time."""
@@ -56,9 +55,9 @@ class ConvertOptions:
 def convert(source: Path, path: Path, options: ConvertOptions, report: Report = lambda what, done, total: None) -> Card:
     """Write the release ``path`` of a training checkpoint, or of a run's latest one.
 
-    Before anything is written, the plain model runs with the checkpoint's master weights and must give the logits that the
+    Before anything is written, the plain model runs with the checkpoint's master weights and must give the outputs that the
     distributed model gave when it wrote them. What was written is read back: each tensor must be the source's, rounded, and
-    the model must give the source's logits but for rounding. At no time is more than about two tensors in memory.
+    the model must give the source's outputs but for rounding. At no time is more than about two tensors in memory.
 
     :class:`UserError` where the checkpoint or the tokenizers are missing, damaged or not of one model, ``path`` exists, or
     a check fails; then nothing is left on disk.
@@ -78,16 +77,16 @@ def convert(source: Path, path: Path, options: ConvertOptions, report: Report = 
     held = checkpoint.average if options.average else checkpoint.weights
     if options.average and not held:
         raise UserError(f"{checkpoint.path} holds no running average: convert without --average")
-    model = ReleaseConfig(checkpoint.options, checkpoint.vocabulary, checkpoint.probe.batch.grid, options.dtype, Card())
-    shapes = {entry.name: entry.shape for entry in parameters(model.options, model.vocabulary)}
-    total = sum(torch.Size(shape).numel() for shape in shapes.values())
-    check_table(checkpoint.weights, shapes, f"{checkpoint.path}")
+    recorded = checkpoint.reference
+    grid = recorded.batch.grid
+    model = ReleaseConfig(checkpoint.objective, checkpoint.options, checkpoint.vocabulary, grid, options.dtype, Card())
+    total = sum(torch.Size(shape).numel() for shape in model.shapes.values())
+    check_table(checkpoint.weights, model.shapes, f"{checkpoint.path}")
 
-    recorded = checkpoint.probe
     wanted = _run(model, checkpoint.weights, recorded.batch, "comparing with the training run", report)
-    parity = reference_batch.difference(wanted, recorded.logits)
+    parity = difference(wanted, recorded.outputs)
     _refuse(
-        parity, TOLERANCES[recorded.dtype], f"{checkpoint.path}: the plain model's logits are not those of the training run"
+        parity, TOLERANCES[recorded.dtype], f"{checkpoint.path}: the plain model's outputs are not those of the training run"
     )
     if options.average:
         wanted = _run(model, held, recorded.batch, "running the average", report)
@@ -98,9 +97,9 @@ def convert(source: Path, path: Path, options: ConvertOptions, report: Report = 
         )
         _compare(Weights(folder), held, DTYPES[options.dtype], lambda values: report("reading back", values, total))
         found = _run(model, Weights(folder), recorded.batch, "running the release", report)
-        rounding = reference_batch.difference(found, wanted)
-        _refuse(rounding, TOLERANCES[options.dtype], f"{path}: {options.dtype} changes the logits too much")
-        Probe(recorded.batch, found, "float32").save(folder / PROBE_NAME)
+        rounding = difference(found, wanted)
+        _refuse(rounding, TOLERANCES[options.dtype], f"{path}: {options.dtype} changes the outputs too much")
+        ReferenceOutputs(recorded.batch, found, "float32").save(folder / REFERENCE_NAME)
         card = replace(
             checkpoint.card,
             name=options.name,
@@ -114,10 +113,13 @@ def convert(source: Path, path: Path, options: ConvertOptions, report: Report = 
     return card
 
 
-def _run(model: ReleaseConfig, held: Mapping[str, Tensor], batch: ProbeBatch, what: str, report: Report) -> Logits:
-    total = StreamedGPTFace.reads(model.options, model.vocabulary)
-    streamed = StreamedGPTFace(model.options, model.vocabulary, held, lambda values: report(what, values, total))
-    return reference_batch.run(streamed, batch)
+def _run(
+    model: ReleaseConfig, weights: Mapping[str, Tensor], batch: ReferenceBatch, what: str, report: Report
+) -> dict[str, Tensor]:
+    objective = model.build_objective()
+    total = values_read(objective, model.options, model.vocabulary)
+    streamed = streamed_model(objective, model.options, model.vocabulary, weights, lambda values: report(what, values, total))
+    return reference_outputs(objective, streamed, batch)
 
 
 def _refuse(errors: dict[str, float], tolerance: float, what: str) -> None:

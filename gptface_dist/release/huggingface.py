@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from gptface_dist.data.batch import MaskedBatch, within
 from gptface_dist.errors import UserError
-from gptface_dist.model.plain import GPTFace, Losses
+from gptface_dist.objectives.milm_itm import MilmItm
+from gptface_dist.objectives.objective import LossSum
 from gptface_dist.release.config import CONFIG_NAME, FORMAT, MODEL_TYPE, ReleaseConfig
 
 try:
@@ -27,7 +29,7 @@ class GPTFaceConfig(PretrainedConfig):
     @property
     def release(self) -> ReleaseConfig:
         """The same, checked; :class:`UserError` where it is no release's."""
-        raw = {name: getattr(self, name, None) for name in ("format", "options", "vocabulary", "grid", "training")}
+        raw = {name: getattr(self, name, None) for name in ("format", "objective", "options", "vocabulary", "grid", "training")}
         if raw["format"] != FORMAT:
             raise UserError(f"{CONFIG_NAME} has the format {raw['format']!r}, not {FORMAT!r}: give a GPTFace release")
         return ReleaseConfig.from_json(raw | {"dtype": str(self.dtype or "float32").removeprefix("torch.")})
@@ -39,10 +41,10 @@ class GPTFaceOutput(ModelOutput):
 
     last_hidden_state: Tensor | None = None
     """[B, L, H]: features; ``model.plain.token_logits`` makes logits of them."""
-    match_logits: Tensor | None = None
-    """[B, 2]: of (swapped, matched)."""
-    losses: Losses | None = None
-    """Summed losses where labels were given: divide each by its count."""
+    itm_logits: Tensor | None = None
+    """[B, 2]: of (negative, matched)."""
+    losses: dict[str, LossSum] | None = None
+    """Summed losses by term where labels were given: divide each by its items."""
 
 
 class GPTFaceModel(PreTrainedModel):
@@ -56,7 +58,10 @@ class GPTFaceModel(PreTrainedModel):
     def __init__(self, config: GPTFaceConfig):
         super().__init__(config)
         release = config.release
-        self.plain = GPTFace(release.options, release.vocabulary)
+        if release.objective.name != MilmItm.name:
+            raise UserError(f"a release of the objective {release.objective.name} is none of GPTFaceModel: use release.load")
+        self.objective = MilmItm()
+        self.plain = self.objective.model(release.options, release.vocabulary)
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
@@ -69,12 +74,18 @@ class GPTFaceModel(PreTrainedModel):
         positions: Tensor,
         lengths: Tensor,
         labels: Tensor | None = None,
-        matched: Tensor | None = None,
+        itm_label: Tensor | None = None,
     ) -> GPTFaceOutput:
-        """As :meth:`GPTFace.forward`, and the losses where ``labels`` and ``matched`` (:meth:`GPTFace.losses`) are given."""
+        """As :meth:`GPTFace.forward`, and the losses where ``labels`` and ``itm_label`` (:class:`MaskedBatch`) are given."""
         features = self.plain(tokens, segments, positions, lengths)
-        losses = self.plain.losses(features, labels, matched) if labels is not None and matched is not None else None
-        return GPTFaceOutput(features, self.plain.match_logits(features), losses)
+        losses = None
+        if labels is not None and itm_label is not None:
+            ids = self.plain.vocabulary
+            masked = [within(labels, part).nonzero() for part in (ids.text_range, ids.image_range)]
+            batch = MaskedBatch(tokens, segments, positions, lengths, True, labels, itm_label, masked[0], masked[1])
+            sums = self.objective.losses(features, batch, self.plain, {})
+            losses = {term.name: each for term, each in zip(self.objective.terms, sums, strict=True)}
+        return GPTFaceOutput(features, self.plain.itm_logits(features), losses)
 
 
 AutoConfig.register(MODEL_TYPE, GPTFaceConfig, exist_ok=True)

@@ -12,6 +12,7 @@ from gptface_dist.checkpoint.record import RECORD_FORMAT, RECORD_NAME
 from gptface_dist.errors import UserError
 from gptface_dist.files import sha256
 from gptface_dist.model.parameters import LAYER
+from gptface_dist.objectives.registry import build_objective
 from gptface_dist.release import card as cards
 from gptface_dist.release import manifest
 from gptface_dist.release.checkpoint import TrainingCheckpoint
@@ -101,7 +102,7 @@ def _release(path: Path) -> Inspection:
     held = Weights(path)
     names = {"F32": "float32", "BF16": "bfloat16"}
     facts = {"Format": FORMAT, "Name": config.card.name}
-    facts |= cards.facts(config.card, config.options, config.vocabulary, config.grid, config.dtype)
+    facts |= cards.facts(config.card, config.build_objective(), config.options, config.vocabulary, config.grid, config.dtype)
     facts |= _common(config.card, config.vocabulary, path, [size for size, _ in known.values()])
     tensors = [
         HeldTensor(name, 1, shape, names.get(held.dtypes[name], held.dtypes[name]), held.file(name))
@@ -117,7 +118,14 @@ def _checkpoint(held: TrainingCheckpoint) -> Inspection:
         kind = key.partition("/")[0]
         kinds[kind] = kinds.get(kind, 0) + math.prod(entry.shape)
     facts = {"Format": RECORD_FORMAT, "Holds": ", ".join(f"{kind} ({values:,} values)" for kind, values in kinds.items())}
-    told = cards.facts(held.card, held.options, held.vocabulary, held.probe.batch.grid, "float32")
+    told = cards.facts(
+        held.card,
+        build_objective(held.objective, {}),
+        held.options,
+        held.vocabulary,
+        held.reference.batch.grid,
+        "float32",
+    )
     facts |= {title: fact for title, fact in told.items() if not title.startswith(("Licence", "Weights"))}
     facts |= _common(held.card, held.vocabulary, held.path, [entry.bytes for entry in held.manifest.files.values()])
     tensors = [HeldTensor(key, 1, entry.shape, entry.dtype, entry.fingerprint) for key, entry in entries.items()]

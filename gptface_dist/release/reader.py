@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gptface_dist.errors import UserError
-from gptface_dist.model.parameters import parameters
-from gptface_dist.model.plain import GPTFace
+from gptface_dist.model.plain import Transformer
 from gptface_dist.release import manifest
 from gptface_dist.release.config import CONFIG_NAME, DTYPES, ReleaseConfig
 from gptface_dist.release.tensors import Weights, check_table
@@ -30,7 +29,7 @@ class Release:
     """Its folder."""
     config: ReleaseConfig
     """What it says of itself."""
-    model: GPTFace
+    model: Transformer
     """The model, in evaluation mode."""
 
     @property
@@ -82,16 +81,15 @@ def load(
 
 def load_model(
     folder: Path, config: ReleaseConfig, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> GPTFace:
+) -> Transformer:
     """The plain model of a release, without a look at the manifest."""
     held = Weights(folder)
     dtype = dtype or DTYPES[config.dtype]
-    table = {entry.name: entry.shape for entry in parameters(config.options, config.vocabulary)}
-    check_table(held, table, f"{folder}")
+    check_table(held, config.shapes, f"{folder}")
     with torch.device("meta"):
-        model = GPTFace(config.options, config.vocabulary)
+        model = config.build_objective().model(config.options, config.vocabulary)
     loaded = {}
-    for name, shape in table.items():
+    for name, shape in config.shapes.items():
         if held.shapes[name] != shape:
             raise UserError(f"{folder}: {name} has the shape {held.shapes[name]}, {CONFIG_NAME} wants {shape}: get it again")
         # A copy: what is mapped from the file would change, or end the process, when the file does.
@@ -108,6 +106,5 @@ def weights(path: Path | str) -> Weights:
     folder = Path(path)
     config = ReleaseConfig.load(folder)
     held = Weights(folder)
-    table = {entry.name: entry.shape for entry in parameters(config.options, config.vocabulary)}
-    check_table(held, table, f"{folder}")
+    check_table(held, config.shapes, f"{folder}")
     return held

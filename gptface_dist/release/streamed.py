@@ -8,63 +8,64 @@ from torch import Tensor, nn
 
 from gptface_dist import host
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.parameters import count
-from gptface_dist.model.plain import GPTFace
+from gptface_dist.model.plain import Transformer
+from gptface_dist.objectives.objective import Objective
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
+WORDS = "embeddings.word.weight"
 
-class StreamedGPTFace(GPTFace):
-    """GPTFace in float32 on the CPU, for inference; each module's weights are asked for before it runs and let go after.
+
+def streamed_model(
+    objective: Objective,
+    options: ModelOptions,
+    vocabulary: Vocabulary,
+    weights: Mapping[str, Tensor],
+    done: Callable[[int], None] = lambda values: None,
+) -> Transformer:
+    """The objective's model in float32 on the CPU, for inference; reads each module's weights before it runs, then frees them.
 
     Args:
+        objective: whose model.
         options: size and form.
         vocabulary: the joint ids.
-        held: weights by name, of any floating dtype.
-        done: is told of the values read.
+        weights: by name, of any floating dtype.
+        done: called with the number of values read.
     """
+    with torch.device("meta"):
+        model = objective.model(options, vocabulary)
 
-    def __init__(
-        self,
-        options: ModelOptions,
-        vocabulary: Vocabulary,
-        held: Mapping[str, Tensor],
-        done: Callable[[int], None] = lambda values: None,
-    ):
-        with torch.device("meta"):
-            super().__init__(options, vocabulary)
-        self._held, self._done = held, done
-        for name, module in self.named_modules():
-            own = {key: f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
-            if own:
-                module.register_forward_pre_hook(self._bring(own))
-                module.register_forward_hook(_drop)
-        self.requires_grad_(False).eval()
-
-    @staticmethod
-    def reads(options: ModelOptions, vocabulary: Vocabulary) -> int:
-        """Values that a pass over a probe reads: all; the words again for text and for images, the token head for images."""
-        words = vocabulary.size * options.hidden
-        head = options.hidden * (options.hidden + 3) + vocabulary.size
-        return count(options, vocabulary) + 2 * words + head
-
-    def token_logits(self, x_MH: Tensor, ids: range) -> Tensor:
-        """As the plain model's; the embeddings that it ties are read again."""
-        return self.token_head(x_MH, self._read("embeddings.word.weight"), ids)
-
-    def _bring(self, own: dict[str, str]) -> Callable[[nn.Module, Any], None]:
-        def bring(module: nn.Module, _: Any) -> None:
-            for key, name in own.items():
-                module.register_parameter(key, nn.Parameter(self._read(name), requires_grad=False))
-
-        return bring
-
-    def _read(self, name: str) -> Tensor:
-        tensor = self._held[name]
-        self._done(tensor.numel())
+    def read(name: str) -> Tensor:
+        tensor = weights[name]
+        done(tensor.numel())
         return tensor.float()
 
+    for name, module in model.named_modules():
+        own = {key: f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
+        if own:
+            module.register_forward_pre_hook(_load(own, read))
+            module.register_forward_hook(_free)
+    if objective.predicts_tokens:
+        # The embeddings that it ties were freed when they had embedded.
+        model.token_head.register_forward_pre_hook(lambda _, inputs: (inputs[0], read(WORDS), inputs[2]))
+    return model.requires_grad_(False).eval()
 
-def _drop(module: nn.Module, *_: Any) -> None:
+
+def values_read(objective: Objective, options: ModelOptions, vocabulary: Vocabulary) -> int:
+    """Values that a pass over a reference batch reads: all; for tokens of images, words and token head a second time."""
+    words = vocabulary.size * options.hidden
+    head = options.hidden * (options.hidden + 3) + vocabulary.size
+    return objective.parameter_count(options, vocabulary) + (2 * words + head if objective.predicts_tokens else 0)
+
+
+def _load(own: dict[str, str], read: Callable[[str], Tensor]) -> Callable[[nn.Module, Any], None]:
+    def load(module: nn.Module, _: Any) -> None:
+        for key, name in own.items():
+            module.register_parameter(key, nn.Parameter(read(name), requires_grad=False))
+
+    return load
+
+
+def _free(module: nn.Module, *_: Any) -> None:
     for key, parameter in module.named_parameters(recurse=False):
         module.register_parameter(key, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
     if isinstance(module, nn.Linear):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
-from gptface_dist.model import reference_batch
-from gptface_dist.model.parameters import parameters
-from gptface_dist.model.plain import GPTFace
-from gptface_dist.model.reference_batch import PROBE_NAME, Probe, probe_batch
+from gptface_dist.model.plain import Transformer
+from gptface_dist.model.reference_batch import reference_batch
+from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs, reference_outputs
+from gptface_dist.objectives.registry import ObjectiveOptions
 from gptface_dist.release import card as cards
 from gptface_dist.release import manifest, tensors
 from gptface_dist.release.card import Card
@@ -30,13 +30,14 @@ CARD_NAME = "README.md"
 
 
 def save(
-    model: GPTFace,
+    model: Transformer,
     tokenizers: Path,
     path: Path,
     grid: tuple[int, int],
     card: Card = Card(),  # noqa: B008 (frozen)
     dtype: torch.dtype = torch.float32,
     shard_bytes: int = tensors.SHARD_BYTES,
+    objective: ObjectiveOptions = ObjectiveOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Write a model as a release: the folder ``path`` appears whole or not at all.
 
@@ -48,16 +49,17 @@ def save(
         card: where it comes from.
         dtype: float32 or bfloat16.
         shard_bytes: largest file of weights, unless one tensor alone is larger.
+        objective: what the model is for.
 
     :class:`UserError` where the path exists or the tokenizers are not the model's.
     """
-    config = ReleaseConfig(model.options, model.vocabulary, grid, dtype_name(dtype), card)
+    config = ReleaseConfig(objective, model.options, model.vocabulary, grid, dtype_name(dtype), card)
     with publishing(path) as folder:
         hashes = write_model(folder, config, tokenizers, dict(model.named_parameters()), shard_bytes)
-        batch = probe_batch(model.vocabulary, grid, model.options.text_positions - SPECIALS_PER_SEQUENCE)
-        # The answer of what was written and read back, not of what lies in memory.
-        logits = reference_batch.run(load_model(folder, config, dtype=torch.float32), batch)
-        Probe(batch, logits, "float32").save(folder / PROBE_NAME)
+        batch = reference_batch(model.vocabulary, grid, model.options.text_positions - SPECIALS_PER_SEQUENCE)
+        # The outputs of what was written and read back, not of what lies in memory.
+        outputs = reference_outputs(config.build_objective(), load_model(folder, config, dtype=torch.float32), batch)
+        ReferenceOutputs(batch, outputs, "float32").save(folder / REFERENCE_NAME)
         finish(folder, config, hashes)
 
 
@@ -98,14 +100,13 @@ def write_model(
     for source in (image / IMAGE_CONFIG_NAME, weights_path(image)):
         shutil.copyfile(source, target / IMAGE_NAME / source.name)
     found.save(target / VOCABULARY_NAME)
-    table = {entry.name: entry.shape for entry in parameters(config.options, config.vocabulary)}
-    tensors.check_table(held, table, "the model")
-    return tensors.write(folder, table, held, DTYPES[config.dtype], shard_bytes, done)
+    tensors.check_table(held, config.shapes, "the model")
+    return tensors.write(folder, config.shapes, held, DTYPES[config.dtype], shard_bytes, done)
 
 
 def finish(folder: Path, config: ReleaseConfig, hashes: dict[str, str]) -> None:
     """What people and loaders read first, and the manifest over all of it."""
-    told = cards.facts(config.card, config.options, config.vocabulary, config.grid, config.dtype)
+    told = cards.facts(config.card, config.build_objective(), config.options, config.vocabulary, config.grid, config.dtype)
     write_atomically(folder / CARD_NAME, cards.markdown(config.card, told))
     config.save(folder / CONFIG_NAME)
     manifest.make(folder, hashes)

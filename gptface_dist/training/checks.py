@@ -6,7 +6,7 @@ from pathlib import Path
 from gptface_dist.data.batch import BatchOptions
 from gptface_dist.data.loader import Deal
 from gptface_dist.data.options import DataConfig
-from gptface_dist.data.training import open_sources, read_vocabulary
+from gptface_dist.data.sources import open_sources, read_vocabulary
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.parallel import specs
@@ -30,7 +30,7 @@ def check(config: Config, world: int) -> Vocabulary:
     _, grid = open_sources(data, vocabulary)
     check_fit(config.model, data.batch, grid)
     if config.run.init_from:
-        init_from.check(Path(config.run.init_from), config.model, vocabulary)
+        init_from.check(Path(config.run.init_from), config.objective, config.model, vocabulary)
     if config.evaluation.sources:
         check_held_out(config, vocabulary)
     return vocabulary

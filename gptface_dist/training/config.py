@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from gptface_dist.checkpoint.options import CheckpointOptions
 from gptface_dist.data.options import DataConfig
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.objectives.objective import Objective
+from gptface_dist.objectives.registry import ObjectiveOptions, build_objective
 from gptface_dist.parallel.layout import Layout
-from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
+from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
 from gptface_dist.training.options import AttentionHealthOptions, EvaluationOptions, RunOptions, TrackingOptions
 from gptface_dist.training.schedule import ScheduleOptions
 
@@ -25,8 +27,10 @@ class Config:
     """How a step is computed."""
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     """AdamW and clipping."""
-    loss: LossWeights = field(default_factory=LossWeights)
-    """What the three losses weigh."""
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    """What is trained."""
+    loss: dict[str, float] = field(default_factory=dict)
+    """Weights of the objective's terms by name; 1 where none is given."""
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     """The learning rate over time."""
     run: RunOptions = field(default_factory=RunOptions)
@@ -42,3 +46,9 @@ class Config:
 
     def __post_init__(self) -> None:
         self.schedule.check(self.run.steps)
+        # Written out: a run's folder keeps the weights that it was trained with.
+        object.__setattr__(self, "loss", dict(self.build_objective().weights))
+
+    def build_objective(self) -> Objective:
+        """What is trained, with the weights of its terms."""
+        return build_objective(self.objective, self.loss)

@@ -11,6 +11,7 @@ from gptface_dist.checkpoint.local_shard import WEIGHTS, State
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.objectives.registry import ObjectiveOptions
 from gptface_dist.release.config import ReleaseConfig
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
@@ -18,10 +19,14 @@ FREE = ("hidden_dropout", "attention_dropout", "init_std")
 """Options of the model in which a run may differ from the release that it starts from."""
 
 
-def check(path: Path, options: ModelOptions, vocabulary: Vocabulary) -> None:
-    """Refuse a release of another model, or of other tokenizers."""
+def check(path: Path, objective: ObjectiveOptions, options: ModelOptions, vocabulary: Vocabulary) -> None:
+    """Refuse a release of another objective or model, or of other tokenizers."""
     config = ReleaseConfig.load(path)
-    pairs = (("model", asdict(config.options), asdict(options)), ("vocabulary", asdict(config.vocabulary), asdict(vocabulary)))
+    pairs = (
+        ("objective", asdict(config.objective), asdict(objective)),
+        ("model", asdict(config.options), asdict(options)),
+        ("vocabulary", asdict(config.vocabulary), asdict(vocabulary)),
+    )
     found = [
         f"{what}.{name} is {now[name]!r}, the release's is {saved[name]!r}"
         for what, saved, now in pairs

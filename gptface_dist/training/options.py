@@ -20,6 +20,9 @@ class RunOptions:
     """Seed of initial weights and dropout (the data has its own: ``data.order.seed``)."""
     init_from: str = ""
     """Folder of a release whose weights the run begins with; once it has a checkpoint, it goes on from that."""
+    ema_decay: float = 0.0
+    """Keep an exponential moving average of the weights, ``ema <- decay * ema + (1 - decay) * weights`` after each step; 0 for
+    none."""
     log_every: int = 10
     """Steps between lines on a log that is no terminal; the journal has every step."""
     timeout_s: float = 600.0
@@ -30,6 +33,8 @@ class RunOptions:
         for name in ("steps", "log_every", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise UserError(f"run.{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"run.ema_decay must be at least 0 and below 1, got {self.ema_decay}")
 
 
 @dataclass(frozen=True)

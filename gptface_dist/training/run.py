@@ -1,13 +1,14 @@
-"""A run from its configuration to its end, with the hooks that every run has."""
+"""A run from its configuration to its end, with the callbacks that every run has."""
 
 from gptface_dist.distributed import shutdown
 from gptface_dist.distributed.watchdog import Watch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.callbacks.attention_health import AttentionHealth
-from gptface_dist.training.callbacks.callback import Hook
+from gptface_dist.training.callbacks.callback import Callback
 from gptface_dist.training.callbacks.checkpointing import Checkpointing
+from gptface_dist.training.callbacks.ema import EMA
 from gptface_dist.training.callbacks.host_memory import HostMemory
-from gptface_dist.training.callbacks.journal import Journal
+from gptface_dist.training.callbacks.metrics_logger import MetricsLogger
 from gptface_dist.training.callbacks.progress import ProgressBar
 from gptface_dist.training.callbacks.tracking import Tracking
 from gptface_dist.training.config import Config
@@ -16,14 +17,15 @@ from gptface_dist.training.trainer import prepare
 
 def train(config: Config, vocabulary: Vocabulary, watch: Watch) -> None:
     """Train to the last step, on this rank of those that ``watch`` watches."""
-    # What a run goes on from comes first; then the journal: what is written down does not depend on what others make of it.
-    hooks: list[Hook] = [
+    # What a run resumes from comes first; then the log of metrics, which does not depend on what others make of them.
+    callbacks: list[Callback] = [
+        EMA(config.run.ema_decay),
         Checkpointing(config.checkpoint),
         AttentionHealth(config.attention_health),
-        Journal(),
+        MetricsLogger(),
         Tracking(config.tracking),
         ProgressBar(),
         HostMemory(),
     ]
-    prepare(config, vocabulary, watch, hooks).train()
+    prepare(config, vocabulary, watch, callbacks).train()
     shutdown.leave()

@@ -12,7 +12,18 @@ from gptface_dist.training.config import Config
 
 NAME = "config.yaml"
 
-KEPT = ("model", "optimizer", "loss", "schedule", "run.seed", "data.global_batch", "data.order", "data.masking", "data.batch")
+KEPT = (
+    "objective",
+    "model",
+    "optimizer",
+    "loss",
+    "schedule",
+    "run.seed",
+    "data.global_batch",
+    "data.order",
+    "data.masking",
+    "data.batch",
+)
 """Parts that make a run what it is. The rest may change from one start to the next: layout, paths, intervals."""
 
 

@@ -7,7 +7,7 @@ from gptface_dist.data.loader import Position
 
 
 @dataclass
-class RunState:
+class TrainState:
     """Where a run stands, but for weights and optimizer: what a checkpoint writes beside them."""
 
     step: int = 0
@@ -20,5 +20,5 @@ class RunState:
     """Tokens trained on, over all ranks; padding is not counted."""
     seconds: float = 0.0
     """Time spent in training steps."""
-    hooks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each hook keeps (:meth:`Hook.state`), by the name of its class."""
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each callback keeps (``Callback.state``), by the name of its class."""

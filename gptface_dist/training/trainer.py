@@ -1,9 +1,10 @@
-"""The training loop: read a step's data, do an optimizer step, let the hooks act.
+"""The training loop: read a step's data, do an optimizer step, let the callbacks act.
 
 ``prepare`` shows the order in which a run is put together; ``Trainer.train`` is the loop.
 """
 
 import contextlib
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,21 +13,22 @@ from pathlib import Path
 import torch.distributed as dist
 
 from gptface_dist import release
-from gptface_dist.data.training import TokenLoader, token_loader
 from gptface_dist.distributed.rank import Place
 from gptface_dist.distributed.watchdog import Watch
 from gptface_dist.engine.engine import Engine, StepResult
-from gptface_dist.engine.state import EngineState
 from gptface_dist.errors import UserError
-from gptface_dist.model.parameters import count
 from gptface_dist.parallel import groups, libraries
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training import init_from
-from gptface_dist.training.callbacks.callback import Hook
+from gptface_dist.training.callbacks.callback import Callback
 from gptface_dist.training.config import Config
+from gptface_dist.training.data import BatchLoader, batch_loader
 from gptface_dist.training.evaluation import Evaluation
-from gptface_dist.training.meter import Meter, loss_metrics
-from gptface_dist.training.state import RunState
+from gptface_dist.training.meter import Meter
+from gptface_dist.training.metrics import loss_metrics
+from gptface_dist.training.state import TrainState
+
+log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -38,96 +40,118 @@ class Trainer:
         place: Place,
         vocabulary: Vocabulary,
         engine: Engine,
-        loader: TokenLoader,
+        loader: BatchLoader,
         evaluation: Evaluation | None,
-        hooks: Sequence[Hook],
+        callbacks: Sequence[Callback],
     ):
-        self.config, self.place, self.engine, self.vocabulary, self.hooks = config, place, engine, vocabulary, hooks
+        self.config, self.place, self.engine, self.vocabulary, self.callbacks = config, place, engine, vocabulary, callbacks
         self.folder = Path(config.run.folder)
-        self.parameters = count(config.model, vocabulary)
+        self.parameters = engine.objective.parameter_count(config.model, vocabulary)
         """Trainable values of the whole model."""
-        self.state = RunState()
-        """Where the run stands; a hook may replace it in ``start``."""
+        self.state = TrainState()
+        """Where the run stands; a callback may replace it in ``start``."""
         self.stopped_by = ""
-        """Why a hook asked to stop; empty while none did."""
+        """Why a callback asked to stop; empty while none did."""
+        self.update_factor = 1.0
+        """Of the last step's clipped gradient; 0 where its update was skipped."""
         self._loader, self._evaluation = loader, evaluation
-        self._meter = Meter(config.model, vocabulary, config.layout, config.engine.dtype, engine.device)
+        self._meter = Meter(config.model, vocabulary, config.layout, config.engine.dtype, engine)
 
     def stop(self, reason: str) -> None:
         """Stop after the present step. All ranks must ask at the same step."""
         self.stopped_by = reason
 
+    def skip_update(self, reason: str) -> None:
+        """In ``before_update``: nothing of this step reaches weights, moments or averages. Its data are not read again."""
+        self.update_factor = 0.0
+        if self.place.rank == 0:
+            log.warning("step %d: update skipped: %s", self.state.step + 1, reason)
+
+    def scale_update(self, factor: float) -> None:
+        """In ``before_update``: multiply the clipped gradient. Factors of several callbacks multiply; skipped stays skipped."""
+        self.update_factor *= factor
+
     def train(self) -> None:
-        """Go on from ``state`` to the last step."""
+        """Resume from ``state`` and train to the last step."""
         with contextlib.ExitStack() as ending:
-            for hook in self.hooks:
-                ending.callback(hook.close, self)
-                hook.start(self)
-            self.engine.before_update, self.engine.steps = self._meter.mark, self.state.step
+            for callback in self.callbacks:
+                ending.callback(callback.close, self)
+                callback.start(self)
+            self.engine.steps = self.state.step
             steps = self._loader.steps(self.state.position)
             while self.state.step < self.config.run.steps and not self.stopped_by:
-                for hook in self.hooks:
-                    hook.before_step(self)
+                for callback in self.callbacks:
+                    callback.before_step(self)
                 self._meter.begin()
                 items, position = next(steps)
                 self._meter.mark()
                 batches = [item.tensors(self.engine.device) for item in items]
                 lr = self.config.optimizer.lr * self.config.schedule.factor(self.state.step, self.config.run.steps)
                 self.engine.set_lr(lr)
-                result = self.engine.step(batches)
-                check_finite(self.state.step, result)
-                record = {"loss": result.loss, **loss_metrics(result.sums), "norm": result.norm, "lr": lr}
-                record["gathered_bytes"] = result.gathered_bytes
-                record |= self._meter.end(result)
-                record |= {"bad_samples": self._loader.bad, "skipped_samples": self._loader.skipped}
+                result = self.engine.step(batches, self._before_update)
+                metrics = {"loss": result.loss, **loss_metrics(self.engine.objective, result.sums)}
+                metrics |= {"grad_norm": result.grad_norm, "lr": lr, "allgather_bytes": result.allgather_bytes}
+                metrics |= self._meter.end(result)
+                metrics |= {"bad_samples": self._loader.bad, "skipped_samples": self._loader.skipped}
+                if self.update_factor != 1:
+                    metrics["update_factor"] = self.update_factor
                 self.state = replace(
                     self.state,
                     step=self.state.step + 1,
                     position=position,
-                    samples=self.state.samples + self._meter.samples,
-                    tokens=self.state.tokens + self._meter.tokens,
-                    seconds=self.state.seconds + record["seconds"],
+                    samples=self.state.samples + result.samples,
+                    tokens=self.state.tokens + result.work.tokens,
+                    seconds=self.state.seconds + metrics["seconds"],
                 )
-                for hook in self.hooks:
-                    hook.after_step(self, record)
+                for callback in self.callbacks:
+                    callback.after_step(self, metrics)
                 self._evaluate()
-            for hook in self.hooks:
-                hook.stop(self)
+            for callback in self.callbacks:
+                callback.stop(self)
+
+    def _before_update(self, result: StepResult) -> float:
+        self._meter.mark()
+        self.update_factor = 1.0
+        for callback in self.callbacks:
+            callback.before_update(self, result)
+        if self.update_factor:
+            check_finite(self.state.step, result)
+        return self.update_factor
 
     def _evaluate(self) -> None:
         last = self.state.step == self.config.run.steps or self.stopped_by
         if self._evaluation is None or (self.state.step % self.config.evaluation.every and not last):
             return
-        record = self._evaluation()
-        for hook in self.hooks:
-            hook.after_evaluation(self, record)
+        metrics = self._evaluation()
+        for callback in self.callbacks:
+            callback.after_evaluation(self, metrics)
 
 
 def check_finite(step: int, result: StepResult) -> None:
-    """Refuse to go on with a loss or gradient that is no number; nothing of it reaches a checkpoint. All ranks agree."""
-    if not (math.isfinite(result.loss) and math.isfinite(result.norm)):
-        found = f"loss {result.loss:g}, norm of the gradient {result.norm:g}"
+    """Refuse to update with a loss or gradient that is no number: weights stay those of the step before. All ranks agree."""
+    if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+        values = f"loss {result.loss:g}, norm of the gradient {result.grad_norm:g}"
         raise UserError(
-            f"step {step}: {found}: the run ends here, its last checkpoint is sound; a lower optimizer.lr, "
-            "a longer schedule.warmup or other data may help"
+            f"step {step}: {values}: the run ends here, before the update, and its last checkpoint is sound; a lower "
+            "optimizer.lr, a longer schedule.warmup or other data may help"
         )
 
 
-def prepare(config: Config, vocabulary: Vocabulary, watch: Watch, hooks: Sequence[Hook]) -> Trainer:
+def prepare(config: Config, vocabulary: Vocabulary, watch: Watch, callbacks: Sequence[Callback]) -> Trainer:
     """Put a run that was checked together on this rank: process groups, then the rest."""
     place = watch.place
     groups.join(place, watch.store, config.run.timeout_s)
     with libraries.hushed():
         groups.start(config.layout, config.run.seed, config.run.timeout_s)
-    return assemble(config, vocabulary, place, hooks)
+    return assemble(config, vocabulary, place, callbacks)
 
 
-def assemble(config: Config, vocabulary: Vocabulary, place: Place, hooks: Sequence[Hook]) -> Trainer:
-    """Put data, engine and hooks of a run together on this rank, whose process groups exist."""
-    data_group = groups.data()
-    loader = token_loader(config.data, dist.get_rank(data_group), config.layout.dp)
-    engine = Engine(config.model, vocabulary, config.layout, config.run.seed, config.optimizer, config.loss, config.engine)
+def assemble(config: Config, vocabulary: Vocabulary, place: Place, callbacks: Sequence[Callback]) -> Trainer:
+    """Put data, engine and callbacks of a run together on this rank, whose process groups exist."""
+    data_group, objective = groups.data(), config.build_objective()
+    loader = batch_loader(config.data, objective, dist.get_rank(data_group), config.layout.dp)
+    engine = Engine(objective, config.model, vocabulary, config.layout, config.run.seed, config.optimizer, config.engine)
     if config.run.init_from:
-        init_from.load(release.weights(config.run.init_from), EngineState(engine))
+        init_from.load(release.weights(config.run.init_from), engine.state)
     evaluation = Evaluation(config, vocabulary, engine, data_group) if config.evaluation.sources else None
-    return Trainer(config, place, vocabulary, engine, loader, evaluation, hooks)
+    return Trainer(config, place, vocabulary, engine, loader, evaluation, callbacks)

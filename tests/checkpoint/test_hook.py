@@ -21,11 +21,11 @@ from gptface_dist.engine.parity import GRID, MODEL, VOCABULARY
 from gptface_dist.errors import UserError
 from gptface_dist.model.reference_batch import PROBE_NAME, Logits, Probe, probe_batch
 from gptface_dist.training.callbacks import checkpointing
-from gptface_dist.training.callbacks.callback import Hook
+from gptface_dist.training.callbacks.callback import Callback
 from gptface_dist.training.callbacks.checkpointing import Checkpointing
 from gptface_dist.training.config import Config
 from gptface_dist.training.options import RunOptions
-from gptface_dist.training.state import RunState
+from gptface_dist.training.state import TrainState
 from tests.checkpoint.small import SmallState, read
 
 PROBE = probe_batch(VOCABULARY, GRID, 20)
@@ -46,7 +46,7 @@ class StandIn(SmallState):
             tensor.lerp_(self.held["weights"][name], 1 - decay)
 
 
-class Counter(Hook):
+class Counter(Callback):
     """Has a state."""
 
     def __init__(self) -> None:
@@ -81,20 +81,20 @@ def make(path: Path, model: Any = MODEL, vocabulary: Any = VOCABULARY, **options
         run=RunOptions(folder=str(path)),
         checkpoint=CheckpointOptions(**options),
     )
-    hooks: list[Hook] = [Checkpointing(config.checkpoint), Counter()]
+    callbacks: list[Callback] = [Checkpointing(config.checkpoint), Counter()]
     place = SimpleNamespace(rank=0)
     engine = SimpleNamespace()
     return SimpleNamespace(
-        config=config, folder=path, state=RunState(), vocabulary=vocabulary, engine=engine, place=place, hooks=hooks
+        config=config, folder=path, state=TrainState(), vocabulary=vocabulary, engine=engine, place=place, hooks=hooks
     )
 
 
 def go(run: Any, last: int, request_after: int = -1) -> Any:
     """The trainer's loop up to step ``last``."""
-    for hook in run.hooks:
+    for hook in run.callbacks:
         hook.start(run)
     while run.state.step < last:
-        for hook in run.hooks:
+        for hook in run.callbacks:
             hook.before_step(run)
         step = run.state.step + 1
         for kind, tensors in run.engine.state.held.items():
@@ -104,11 +104,11 @@ def go(run: Any, last: int, request_after: int = -1) -> Any:
         run.engine.state.updates += 1
         run.state = dataclasses.replace(run.state, step=step, position=Position(10 * step, "order"), samples=4 * step)
         record = {"loss": 1.0 / step}
-        for hook in run.hooks:
+        for hook in run.callbacks:
             hook.after_step(run, record)
         if step == request_after:
-            run.hooks[0].request()
-    for hook in run.hooks:
+            run.callbacks[0].request()
+    for hook in run.callbacks:
         hook.stop(run)
     return run
 
@@ -155,10 +155,10 @@ def test_keeps_what_was_asked_for(tmp_path: Path) -> None:
 def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     go(make(tmp_path, every=2), 5)
     run = make(tmp_path, every=2)
-    for hook in run.hooks:
+    for hook in run.callbacks:
         hook.start(run)
-    assert run.state == RunState(5, Position(50, "order"), 20, hooks={"Checkpointing": {}, "Counter": {"count": 5}})
-    assert run.hooks[1].count == 5
+    assert run.state == TrainState(5, Position(50, "order"), 20, hooks={"Checkpointing": {}, "Counter": {"count": 5}})
+    assert run.callbacks[1].count == 5
     assert run.engine.state.updates == 5
     assert run.engine.state.refreshed == 1
     go(make(tmp_path, every=2, keep_last=0), 7)
@@ -191,7 +191,7 @@ def test_a_named_checkpoint_is_gone_on_from_once(tmp_path: Path) -> None:
     named = str(tmp_path / "a" / FOLDER_NAME / name_of(2))
     for path in (tmp_path / "b", tmp_path / "a"):
         run = make(path, resume_from=named)
-        for hook in run.hooks:
+        for hook in run.callbacks:
             hook.start(run)
         assert run.state.step == 2
         go(make(path, resume_from=named), 3)

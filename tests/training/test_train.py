@@ -14,7 +14,7 @@ import yaml
 
 from gptface_dist.data.options import DataConfig, SourceConfig
 from gptface_dist.data.stream import StreamOptions
-from gptface_dist.data.training import token_loader
+from gptface_dist.data.sources import token_loader
 from gptface_dist.sequence import IGNORE
 from gptface_dist.training.callbacks import journal
 from gptface_dist.training.schedule import ScheduleOptions

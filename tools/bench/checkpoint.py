@@ -36,7 +36,7 @@ def checkpoint(
     from gptface_dist.benchmarks.step import machine
     from gptface_dist.config import load
     from gptface_dist.model.options import ModelOptions
-    from gptface_dist.model.parameters import count
+    from gptface_dist.objectives.milm_itm import MilmItm
     from gptface_dist.parallel.layout import Layout
     from gptface_dist.parallel.options import EngineOptions
     from gptface_dist.tokenizers.vocabulary import VOCABULARY_NAME, Vocabulary
@@ -47,7 +47,7 @@ def checkpoint(
     task = benchmark.Task(options, words, Layout(dp=dp, tp=tp, zero=zero), EngineOptions(dtype), tokenizers)
     console = Console()
     console.print(machine(task.layout.world), highlight=False)
-    numbers = count(options, words)
+    numbers = MilmItm().parameter_count(options, words)
     console.print(
         f"{model}: {numbers / 1e6:.1f} M parameters, {12 * numbers / 1e9:.2f} GB of weights and moments, {task.layout}, {dtype}"
     )

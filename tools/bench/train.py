@@ -38,11 +38,10 @@ def train(
     from gptface_dist.benchmarks.workload import Workload
     from gptface_dist.config import load
     from gptface_dist.model.options import ModelOptions
-    from gptface_dist.model.parameters import count
     from gptface_dist.parallel.options import EngineOptions
 
     options = load(ModelOptions, model, [])
-    work = Workload(options, micro_batches, size, text_length, grid, text_ids, image_codes, EngineOptions(dtype))
+    work = Workload(options, micro_batches, size, text_length, grid, text_ids, image_codes, engine=EngineOptions(dtype))
     console = Console()
     console.print(step.machine(processes), highlight=False)
     with bar() as progress:
@@ -71,7 +70,8 @@ def train(
                 seconds = statistics.median(timing.seconds)
                 table.add_row(timing.way, *row, *(f"{amount / seconds:{form}}" for amount, form in amounts.values()))
         console.print(table)
-    shape = f"{count(options, work.vocabulary) / 1e6:.2f} M parameters, {micro_batches} micro-batches of {size} sequences"
+    parameters = work.objective.parameter_count(options, work.vocabulary)
+    shape = f"{parameters / 1e6:.2f} M parameters, {micro_batches} micro-batches of {size} sequences"
     console.print(f"{model}: {shape}, {dtype}; losses of the first steps agree to {found.difference:.1e}", highlight=False)
     console.print(f"medians over {rounds} rounds of {steps} steps, each way in turn", highlight=False)
 
@@ -80,11 +80,10 @@ def _amounts(work: "Workload", steps: range, processes: int) -> dict[str, tuple[
     """What a mean step does, to be divided by its seconds: heading -> (amount, format)."""
     import torch
 
-    from gptface_dist.benchmarks.work import done
-    from gptface_dist.model.flops import model_flops, peak_tflops
+    from gptface_dist.model.flops import peak_tflops
 
-    amount = done([batch for step in steps for batch in work.batches(step)])
-    flops = model_flops(work.model, work.text_ids, work.image_codes, amount) / len(steps) / processes
+    amount = work.work([batch for step in steps for batch in work.batches(step)])
+    flops = work.objective.flops(work.model, work.vocabulary, amount) / len(steps) / processes
     found = {"tokens/s": (amount.tokens / len(steps), ",.0f")}
     if torch.cuda.is_available():
         found["TFLOP/s a GPU"] = (flops / 1e12, ".1f")

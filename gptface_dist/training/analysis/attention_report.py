@@ -1,10 +1,10 @@
-"""Reports on FP8 attention, read from a run's journal."""
+"""Reports on FP8 attention, read from a run's metrics."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptface_dist.errors import UserError
-from gptface_dist.training.callbacks import journal
+from gptface_dist.training.metrics import read_metrics
 
 PREFIX = "attention/"
 SATURATED, FLUSHED = "_saturated", "_flushed"
@@ -35,7 +35,7 @@ class Report:
 
 
 def entries(layer: int, report: LayerReport) -> dict[str, float]:
-    """A layer's report as entries of a step's record: ``attention/LAYER/out_error`` and so on."""
+    """A layer's report as entries of a step's metrics: ``attention/LAYER/out_error`` and so on."""
     found = {"out_error": report.out_error, "fallen_back": float(report.fallen_back)}
     if report.gradient_error is not None:
         found["gradient_error"] = report.gradient_error
@@ -46,10 +46,7 @@ def entries(layer: int, report: LayerReport) -> dict[str, float]:
 
 def read(folder: Path, step: int | None = None) -> Report:
     """The report of a step, or the last one, of the run in a folder; :class:`UserError` where there is none."""
-    try:
-        records = journal.read(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no journal of a run ({journal.NAME}): {error}") from None
+    records = read_metrics(folder)
     reported = [record for record in records if any(key.startswith(PREFIX) for key in record)]
     chosen = [record for record in reported if step is None or record["step"] == step]
     if not chosen:

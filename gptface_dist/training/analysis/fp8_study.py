@@ -13,14 +13,13 @@ from gptface_dist.errors import UserError
 from gptface_dist.parallel import groups, libraries
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-from gptface_dist.training.callbacks.callback import Hook
+from gptface_dist.training.callbacks.callback import Callback
 from gptface_dist.training.config import Config
+from gptface_dist.training.metrics import LOSS, terms
 from gptface_dist.training.trainer import Trainer, assemble
 
 KERNELS = ("sdpa", "fp8")
 """What is compared: PyTorch's attention in the run's precision, and ours in FP8."""
-
-LOSSES = ("loss", "loss/text", "loss/image", "loss/match")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Gap:
         return math.isfinite(self.gap) and abs(self.gap) <= 2 * self.noise
 
 
-class LastEvaluation(Hook):
+class LastEvaluation(Callback):
     """Keeps the last evaluation, and tells of steps."""
 
     def __init__(self, step: Callable[[], None]):
@@ -94,7 +93,7 @@ def compare(
         done(kernel, seed, found[kernel][-1]["loss"])
     groups.stop_layout()
     groups.stop()
-    names = [name for name in LOSSES if name in found["fp8"][0]]
+    names = ["loss", *(LOSS + term for term in terms(found["fp8"]))]
     return {name: Gap(*([record[name] for record in found[kernel]] for kernel in KERNELS)) for name in names}
 
 

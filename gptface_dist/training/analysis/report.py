@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
 from gptface_dist.training.analysis import curves
-from gptface_dist.training.callbacks import journal
+from gptface_dist.training.metrics import ACCURACY, CONSTANT_GUESS, LOSS, read_metrics, terms
 
 WIDTH = 640
 """Pixels to which small pictures are enlarged, at most."""
@@ -67,7 +66,7 @@ def write(out: Path, title: str, run: Path, sections: Sequence[Section]) -> None
 
 def _results(run: Path) -> str:
     """The last evaluation, beside what the best constant guess would score; speed of training."""
-    held_out, train = journal.read(run, "evaluation"), journal.read(run)
+    held_out, train = read_metrics(run, "evaluation"), read_metrics(run)
     if not train:
         raise UserError(f"{run} has no training step yet")
     tokens, seconds = (sum(record[name] for record in train) for name in ("tokens", "seconds"))
@@ -75,10 +74,9 @@ def _results(run: Path) -> str:
     if held_out:
         last = held_out[-1]
         rows = ["<tr><td>held out<th>loss (nats)<th>constant guess<th>right</tr>"]
-        for name in ("text", "image", "match"):
-            if f"loss/{name}" in last:
-                guess = f"{last[f'unigram/{name}']:.3f}" if f"unigram/{name}" in last else f"{math.log(2):.3f}"
-                rows.append(f"<tr><td>{name}<td>{last[f'loss/{name}']:.3f}<td>{guess}<td>{last[f'accuracy/{name}']:.1%}</tr>")
+        for name in terms([last]):
+            guess = f"{last[CONSTANT_GUESS + name]:.3f}" if CONSTANT_GUESS + name in last else ""
+            rows.append(f"<tr><td>{name}<td>{last[LOSS + name]:.3f}<td>{guess}<td>{last[ACCURACY + name]:.1%}</tr>")
         lines.append("<table>" + "".join(rows) + "</table>")
     return "\n".join(lines)
 

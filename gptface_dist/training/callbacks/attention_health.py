@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gptface_dist.engine.attention import AttentionProbe, without_fp8
 from gptface_dist.kernels.attention.health import Health
 from gptface_dist.training.analysis.attention_report import LayerReport, entries
-from gptface_dist.training.callbacks.callback import Hook
+from gptface_dist.training.callbacks.callback import Callback
 from gptface_dist.training.options import AttentionHealthOptions
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class AttentionHealth(Hook):
-    """Every so many steps, adds a report on each layer to the step's record (:func:`attention_report.entries`).
+class AttentionHealth(Callback):
+    """Every so many steps, adds a report on each layer to the step's metrics (:func:`attention_report.entries`).
 
     It looks at what the step's own attention was given. It stands after the hook that saves, whose forward pass of its own is
-    none of the step's, and before those that read the record.
+    none of the step's, and before those that read the metrics.
     """
 
     def __init__(self, options: AttentionHealthOptions):
@@ -42,7 +42,7 @@ class AttentionHealth(Hook):
             self._probe = AttentionProbe(run.engine, self._options.sequences)
             self._probe.begin()
 
-    def after_step(self, run: Trainer, record: dict[str, float]) -> None:
+    def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
         """Report, and let layers fall back. All ranks find the same."""
         if self._probe is None:
             return
@@ -52,7 +52,7 @@ class AttentionHealth(Hook):
             self._judge(run, layer, health)
             tensors = {name: (shares.saturated, shares.flushed) for name, shares in health.shares.items()}
             report = LayerReport(health.out_error, health.gradient_error, layer in self._fallen, tensors)
-            record |= entries(layer, report)
+            metrics |= entries(layer, report)
 
     def _judge(self, run: Trainer, layer: int, health: Health) -> None:
         limit, error = self._options.fall_back, max(health.out_error, health.gradient_error or 0.0)

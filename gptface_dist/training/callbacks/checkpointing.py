@@ -1,4 +1,4 @@
-"""The hook that saves a run, and brings back the one it goes on from."""
+"""Saves a run, and loads the one that it resumes from."""
 
 import logging
 import time
@@ -15,27 +15,26 @@ from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.data.loader import Position
-from gptface_dist.data.training import open_sources
+from gptface_dist.data.sources import open_sources
 from gptface_dist.distributed.collectives import Failed, Ranks
-from gptface_dist.engine import reference
-from gptface_dist.engine.state import EngineState
 from gptface_dist.errors import UserError
 from gptface_dist.files import sha256
-from gptface_dist.model.reference_batch import PROBE_NAME, Probe, ProbeBatch, probe_batch
-from gptface_dist.training.callbacks.callback import Hook
+from gptface_dist.model.reference_batch import ReferenceBatch, reference_batch
+from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs
+from gptface_dist.training.callbacks.callback import Callback
 from gptface_dist.training.run_folder import resolved
-from gptface_dist.training.state import RunState
+from gptface_dist.training.state import TrainState
 from gptface_dist.training.trainer import Trainer
 from gptface_dist.training.versions import versions
 
 log = logging.getLogger(__name__)
 
 
-class Checkpointing(Hook):
+class Checkpointing(Callback):
     """Saves every so many steps, when asked, and at the end; in ``start``, goes on from the run's latest checkpoint.
 
-    It stands first among the hooks: the others start with the run's state, and their own, as they were saved. It saves
-    before the next step, when all hooks have seen the last one and its evaluation.
+    It stands before the callbacks that have a state: they start with the run's state, and their own, as they were saved. It
+    saves before the next step, when all callbacks have seen the last one and its evaluation.
     """
 
     def __init__(self, options: CheckpointOptions):
@@ -50,11 +49,10 @@ class Checkpointing(Hook):
     def start(self, run: Trainer) -> None:
         """Find what to go on from, and read it."""
         self._checkpoints = run.folder / folder.FOLDER_NAME
-        self._state = EngineState(run.engine, average=self._options.average_decay > 0)
         # The thread that writes in the background talks over the first of these.
         self._ranks, self._asking = Ranks.of_world(), Ranks.of_world()
         self._background = Background(self._asking)
-        self._probe = _probe_batch(run)
+        self._reference = _reference_batch(run)
         source = self._source()
         if source is not None:
             self._resume(run, source)
@@ -75,13 +73,11 @@ class Checkpointing(Hook):
                 self._finish()
             self._waited = time.perf_counter() - began
 
-    def after_step(self, run: Trainer, record: dict[str, float]) -> None:
-        """Move the average. ``checkpoint_s`` in the record: seconds that training waited for a checkpoint before the step."""
-        if self._options.average_decay:
-            self._state.update_average(self._options.average_decay)
+    def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
+        """Add ``checkpoint_s``: seconds that training waited for a checkpoint before the step."""
         if self._waited:
-            record["checkpoint_s"], self._waited = self._waited, 0.0
-        self._metrics = record
+            metrics["checkpoint_s"], self._waited = self._waited, 0.0
+        self._metrics = metrics
 
     def stop(self, run: Trainer) -> None:
         """Save where the run stops."""
@@ -112,15 +108,15 @@ class Checkpointing(Hook):
 
     def _resume(self, run: Trainer, source: Path) -> None:
         record = self._ranks.first(lambda: RunRecord.read(source))
-        if found := record.differences(asdict(run.config.model), run.vocabulary):
+        if found := record.differences(asdict(run.config.model), asdict(run.config.objective), run.vocabulary):
             raise UserError(f"{source} is of another model: {'; '.join(found)}")
-        load(source, self._state, self._ranks)
+        load(source, run.engine.state, self._ranks)
         run.state = _run_state(record.state)
         self._origin = self._origin or record.origin
         self._tried = self._saved = record.step
-        for hook in run.hooks:
-            if (name := type(hook).__name__) in run.state.hooks:
-                hook.restore(run.state.hooks[name])
+        for callback in run.callbacks:
+            if (name := type(callback).__name__) in run.state.callbacks:
+                callback.restore(run.state.callbacks[name])
         if run.place.rank == 0:
             log.info("going on from %s", source)
 
@@ -128,11 +124,11 @@ class Checkpointing(Hook):
         self._finish()
         self._requested = False
         step, options = run.state.step, self._options
-        answer = reference.run(run.engine, self._probe)
-        state = asdict(run.state) | {"hooks": {type(hook).__name__: hook.state() for hook in run.hooks}}
+        outputs = run.engine.reference_outputs(self._reference)
+        state = asdict(run.state) | {"callbacks": {type(each).__name__: each.state() for each in run.callbacks}}
         record = RunRecord(
             step=step,
-            updates=self._state.updates,
+            updates=run.engine.state.updates,
             state=state,
             config=resolved(run.config),
             vocabulary=asdict(run.vocabulary),
@@ -140,12 +136,12 @@ class Checkpointing(Hook):
             origin=self._origin,
             versions=versions(),
         )
-        pieces = collect(self._state.regions(), written=True)
+        pieces = collect(run.engine.state.regions(), written=True)
         dtype = run.config.engine.dtype
         content = Content(
             pieces=staged(pieces) if asynchronous else pieces,
             record=record,
-            files={PROBE_NAME: Probe(self._probe, answer, dtype).content()},
+            files={REFERENCE_NAME: ReferenceOutputs(self._reference, outputs, dtype).content()},
         )
 
         def write() -> None:
@@ -168,10 +164,10 @@ class Checkpointing(Hook):
                 log.error("%s; training goes on", message)
 
 
-def _probe_batch(run: Trainer) -> ProbeBatch:
+def _reference_batch(run: Trainer) -> ReferenceBatch:
     data = run.config.data
     _, grid = open_sources(data, run.vocabulary)
-    return probe_batch(run.vocabulary, grid, data.batch.text_length, data.batch.multiple_of)
+    return reference_batch(run.vocabulary, grid, data.batch.text_length, data.batch.multiple_of)
 
 
 def _origin(path: Path) -> str:
@@ -184,6 +180,6 @@ def _named(path: Path) -> tuple[Path, str]:
     return found, sha256(found / MANIFEST_NAME)
 
 
-def _run_state(raw: dict[str, Any]) -> RunState:
+def _run_state(raw: dict[str, Any]) -> TrainState:
     position = raw["position"]
-    return RunState(**raw | {"position": None if position is None else Position(**position)})
+    return TrainState(**raw | {"position": None if position is None else Position(**position)})

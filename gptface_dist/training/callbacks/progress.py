@@ -5,11 +5,12 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gptface_dist.training.callbacks.callback import Hook
+from gptface_dist.training.callbacks.callback import Callback
+from gptface_dist.training.metrics import ACCURACY, CONSTANT_GUESS, LOSS, terms
 from gptface_dist.training.trainer import Trainer
 
 
-class ProgressBar(Hook):
+class ProgressBar(Callback):
     """A bar on a terminal, else a line every ``run.log_every`` steps, on stderr; evaluations are always a line."""
 
     def __init__(self) -> None:
@@ -32,13 +33,17 @@ class ProgressBar(Hook):
             self._task = self._bar.add_task("", total=total, completed=run.state.step)
             self._bar.start()
 
-    def after_step(self, run: Trainer, record: dict[str, float]) -> None:
+    def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
         """Move the bar, or write a line."""
         if run.place.rank:
             return
-        parts = [f"loss {record['loss']:.3f}", f"norm {record['norm']:.2f}", f"{record['tokens_per_s']:,.0f} tokens/s"]
-        if "mfu" in record:
-            parts.append(f"MFU {record['mfu']:.1%}")
+        parts = [
+            f"loss {metrics['loss']:.3f}",
+            f"grad norm {metrics['grad_norm']:.2f}",
+            f"{metrics['tokens_per_s']:,.0f} tokens/s",
+        ]
+        if "mfu" in metrics:
+            parts.append(f"MFU {metrics['mfu']:.1%}")
         step, total = run.state.step, run.config.run.steps
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=", ".join(parts))
@@ -46,16 +51,16 @@ class ProgressBar(Hook):
             left = (time.monotonic() - self._began) / (step - self._first) * (total - step)
             self._console.print(f"step {step}/{total}: {', '.join(parts)}, {_clock(left)} left")
 
-    def after_evaluation(self, run: Trainer, record: dict[str, float]) -> None:
+    def after_evaluation(self, run: Trainer, metrics: dict[str, float]) -> None:
         """Write the evaluation down."""
         if run.place.rank:
             return
         parts = []
-        for name in ("text", "image", "match"):
-            if f"loss/{name}" in record:
-                guess = f" (unigram {record[f'unigram/{name}']:.3f})" if f"unigram/{name}" in record else ""
-                parts.append(f"{name} {record[f'loss/{name}']:.3f}{guess}, {record[f'accuracy/{name}']:.1%} right")
-        self._console.print(f"held out, step {run.state.step}: loss {record['loss']:.3f}; {'; '.join(parts)}")
+        for name in terms([metrics]):
+            guess = metrics.get(CONSTANT_GUESS + name)
+            beside = "" if guess is None else f" (constant guess {guess:.3f})"
+            parts.append(f"{name} {metrics[LOSS + name]:.3f}{beside}, {metrics[ACCURACY + name]:.1%} right")
+        self._console.print(f"held out, step {run.state.step}: loss {metrics['loss']:.3f}; {'; '.join(parts)}")
 
     def stop(self, run: Trainer) -> None:
         """Say how it ended."""

@@ -10,7 +10,7 @@ import yaml
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
 from gptface_dist.training import run_folder
-from gptface_dist.training.callbacks.callback import Hook
+from gptface_dist.training.callbacks.callback import Callback
 from gptface_dist.training.options import TrackingOptions
 from gptface_dist.training.trainer import Trainer
 from gptface_dist.training.versions import versions
@@ -22,7 +22,7 @@ MOST_METRICS = 1000
 """Metrics that mlflow takes at once."""
 
 
-class Tracking(Hook):
+class Tracking(Callback):
     """Configuration, versions and metrics, in mlflow."""
 
     def __init__(self, options: TrackingOptions):
@@ -70,20 +70,20 @@ class Tracking(Hook):
         self._client.log_param(run_id, "parameters", run.parameters)
         return run_id
 
-    def after_step(self, run: Trainer, record: dict[str, float]) -> None:
+    def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
         """Log the means over ``tracking.every`` steps."""
         if self._client is None:
             return
-        for key, value in record.items():
+        for key, value in metrics.items():
             self._values[key].append(value)
         if run.state.step % self._options.every == 0 or run.state.step == run.config.run.steps:
             self._log(run.state.step, {f"train/{key}": sum(found) / len(found) for key, found in self._values.items()})
             self._values.clear()
 
-    def after_evaluation(self, run: Trainer, record: dict[str, float]) -> None:
+    def after_evaluation(self, run: Trainer, metrics: dict[str, float]) -> None:
         """Log the evaluation."""
         if self._client is not None:
-            self._log(run.state.step, {f"held_out/{key}": value for key, value in record.items()})
+            self._log(run.state.step, {f"held_out/{key}": value for key, value in metrics.items()})
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         from mlflow.entities import Metric

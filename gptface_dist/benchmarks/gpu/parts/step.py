@@ -7,20 +7,18 @@ import torch
 from torch import Tensor
 
 from gptface_dist.benchmarks.gpu.context import Context
-from gptface_dist.benchmarks.work import done
 from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.config import load
-from gptface_dist.data.batch import Batch
 from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options
 from gptface_dist.model.attention import AttentionOptions
-from gptface_dist.model.flops import model_flops, peak_tflops
+from gptface_dist.model.flops import peak_tflops
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.parameters import count
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
-from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
+from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
+from gptface_dist.sequence import PaddedBatch
 
 if TYPE_CHECKING:
     from gptface_dist.engine.engine import Engine
@@ -53,8 +51,11 @@ def run(context: Context) -> None:
         works = [_work(options, grid, 200 if context.dry else TOKENS[model]) for grid in ((4,) if context.dry else GRIDS)]
         began = time.perf_counter()
         vocabulary, optimizer = works[0].vocabulary, OptimizerOptions()
-        engine = Engine(options, vocabulary, LAYOUT, works[0].seed, optimizer, LossWeights(), works[0].engine)
-        context.record("built", model=model, parameters=count(options, vocabulary), seconds=time.perf_counter() - began)
+        objective = works[0].objective
+        engine = Engine(objective, options, vocabulary, LAYOUT, works[0].seed, optimizer, works[0].engine)
+        context.record(
+            "built", model=model, parameters=objective.parameter_count(options, vocabulary), seconds=time.perf_counter() - began
+        )
         for work in works:
             batches = [work.batches(step, engine.device) for step in range(WARM_UP)]
             for way in WAYS:
@@ -66,17 +67,23 @@ def run(context: Context) -> None:
 
 def _work(options: ModelOptions, grid: int, tokens: int) -> Workload:
     length = grid**2 + TEXT_LENGTH + 3
-    return Workload(options, 2, max(1, tokens // length), TEXT_LENGTH, grid, 8192, 1024, EngineOptions("bfloat16"))
+    size = max(1, tokens // length)
+    return Workload(options, 2, size, TEXT_LENGTH, grid, 8192, 1024, engine=EngineOptions("bfloat16"))
 
 
-def longest(batches: list[Batch[Tensor]]) -> int:
+def longest(batches: list[PaddedBatch[Tensor]]) -> int:
     """Tokens of the longest sequence."""
     return max(int(batch.lengths.max()) for batch in batches)
 
 
 def _measure(
-    context: Context, engine: "Engine", work: Workload, batches: list[list[Batch[Tensor]]], way: str, about: dict[str, object]
-) -> None:  # fmt: skip
+    context: Context,
+    engine: "Engine",
+    work: Workload,
+    batches: list[list[PaddedBatch[Tensor]]],
+    way: str,
+    about: dict[str, object],
+) -> None:
     """Time steps with one attention; the engine trains on from wherever it is."""
     from gptface_dist.engine.attention import attentions
     from gptface_dist.engine.syncs import synchronisations
@@ -94,11 +101,12 @@ def _measure(
         seconds.append(time.perf_counter() - began)
     timed = sorted(seconds[1 if context.dry else WARM_UP :])
     # The three batches in turn are of equal shape, and nearly of equal work.
-    amount, median = done(batches[0]), timed[len(timed) // 2]
-    rate = model_flops(work.model, work.text_ids, work.image_codes, amount) / median / 1e12
+    amount, median = work.work(batches[0]), timed[len(timed) // 2]
+    rate = work.objective.flops(work.model, work.vocabulary, amount) / median / 1e12
     peak = None if context.dry else peak_tflops(torch.cuda.get_device_name(), work.engine.dtype)
     context.record(
-        "step", **about, sequences=amount.sequences, ms=1000 * median, min_ms=1000 * timed[0], max_ms=1000 * timed[-1],
+        "step", **about, sequences=sum(batch.rows for batch in batches[0]),
+        ms=1000 * median, min_ms=1000 * timed[0], max_ms=1000 * timed[-1],
         tokens_s=amount.tokens / median, tflops=rate, mfu=None if peak is None else rate / peak,
         gib=None if context.dry else torch.cuda.max_memory_allocated() / 2**30, loss=losses[-1],
         host_waits=None if context.dry else synchronisations(engine, batches) / len(batches),

@@ -11,7 +11,7 @@ from gptface_dist.benchmarks.gpu import token_shards
 from gptface_dist.benchmarks.gpu.context import Context
 from gptface_dist.benchmarks.gpu.token_shards import TokenShards
 from gptface_dist.checkpoint import folder as checkpoints
-from gptface_dist.training.callbacks import journal
+from gptface_dist.training.metrics import read_metrics
 
 RUNS: dict[str, list[str]] = {
     "float32": [],
@@ -66,7 +66,7 @@ def _train(context: Context, name: str, overrides: Sequence[str]) -> None:
     why = context.command(name, ["train", "run.yaml", f"run.folder={folder}", *overrides])
     if why:
         raise RuntimeError(why)
-    records = journal.read(folder)
+    records = read_metrics(folder)
     first, last = records[0], records[-1]
     context.record(
         "train", run=name, steps=int(last["step"]), first_loss=first["loss"], last_loss=last["loss"],
@@ -77,7 +77,7 @@ def _train(context: Context, name: str, overrides: Sequence[str]) -> None:
 
 
 def _compare(context: Context, name: str, about: dict[str, str]) -> None:
-    loss, wanted = (journal.read(Path("runs", run))[-1]["loss"] for run in (name, "float32"))
+    loss, wanted = (read_metrics(Path("runs", run))[-1]["loss"] for run in (name, "float32"))
     context.check(about, {"last_loss": (abs(loss - wanted) / wanted, FROM_FLOAT32)})
 
 
@@ -85,8 +85,8 @@ def _resume(context: Context, step: int) -> None:
     """Go on from a checkpoint in the middle of the float32 run, and compare with how that went on itself."""
     checkpoint = Path.cwd() / "runs" / "float32" / checkpoints.FOLDER_NAME / checkpoints.name_of(step)
     _train(context, "resumed", [f"checkpoint.resume_from={checkpoint}"])
-    resumed = journal.read(Path("runs", "resumed"))
-    whole = journal.read(Path("runs", "float32"))[step:]
+    resumed = read_metrics(Path("runs", "resumed"))
+    whole = read_metrics(Path("runs", "float32"))[step:]
     worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(resumed, whole, strict=False))
     same = [one["step"] for one in resumed] == [one["step"] for one in whole]
     context.check({"run": "resumed", "from step": step}, {"losses": (worst, FROM_UNINTERRUPTED)}, **{"same steps": same})
