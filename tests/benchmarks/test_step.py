@@ -22,15 +22,17 @@ WORK = Workload(MODEL, micro_batches=4, size=2, text_length=8, grid=4, text_ids=
 
 
 def plain_loss(work: Workload, step: int) -> float:
-    """The mean losses of a global batch as one batch, with the plain model's initial weights."""
+    """The mean losses of a global batch, with the plain model's initial weights."""
     model = GPTFace(work.model, work.vocabulary)
     initialise(model, work.seed)
-    batches = work.batches(step)
-    fields = [torch.cat([getattr(b, name) for b in batches]) for name in ("tokens", "segments", "positions", "lengths")]
-    labels, matched = (torch.cat([getattr(b, name) for b in batches]) for name in ("labels", "matched"))
-    with torch.no_grad():
-        losses = model.losses(model(*fields), labels, matched)
-    return sum(float(one.loss) / int(one.count) for one in (losses.text, losses.image, losses.match))
+    totals = [0.0, 0.0, 0.0], [0, 0, 0]
+    for batch in work.batches(step):
+        with torch.no_grad():
+            features = model(batch.tokens, batch.segments, batch.positions, batch.lengths)
+            for i, each in enumerate(work.objective.losses(features, batch, model, {})):
+                totals[0][i] += float(each.loss)
+                totals[1][i] += each.items
+    return sum(loss / items for loss, items in zip(*totals, strict=True))
 
 
 def test_all_ways_find_the_loss_of_the_plain_model_and_make_the_same_update() -> None:

@@ -15,8 +15,8 @@ from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.distributed.collectives import Ranks
 from gptface_dist.model.parameters import Parameter
 
-MATRIX = Parameter("matrix", (13, 7), None, None, None, True)
-VECTOR = Parameter("vector", (11,), None, None, None, False)
+MATRIX = Parameter("matrix", (13, 7), None, None, None, 0.0, True, False)
+VECTOR = Parameter("vector", (11,), None, None, None, 0.0, False, False)
 BUCKET = 20
 
 
@@ -76,7 +76,7 @@ def record(step: int) -> RunRecord:
 def write(run: Path, state: SmallState, step: int) -> Path:
     """Save a state as a run would."""
     pieces = collect(state.regions(), written=True, bucket=BUCKET)
-    return save(run / FOLDER_NAME, Content(pieces, record(step), {"probe.safetensors": b"probe"}), Ranks())
+    return save(run / FOLDER_NAME, Content(pieces, record(step), {"reference.safetensors": b"reference"}), Ranks())
 
 
 def read(path: Path, state: SmallState) -> SmallState:

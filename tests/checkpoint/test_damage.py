@@ -67,7 +67,9 @@ def test_fingerprints_do_not_depend_on_the_pieces(tmp_path: Path) -> None:
     assert one.tensors["weights/matrix"].shape == MATRIX.shape
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "run.json", "probe.safetensors", "state/.metadata", "state/__0_0.distcp"])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "run.json", "reference.safetensors", "state/.metadata", "state/__0_0.distcp"]
+)
 def test_any_flipped_bit_of_any_file_is_found(tmp_path: Path, name: str) -> None:
     path = write(tmp_path, tiny(1.0), 1)
     file = path / name
@@ -135,7 +137,7 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 
 def test_another_model_is_refused_in_one_line(tmp_path: Path) -> None:
     path = write(tmp_path, SmallState(), 1)
-    wide = Parameter("matrix", (13, 8), None, None, None, True)
+    wide = Parameter("matrix", (13, 8), None, None, None, 0.0, True, False)
     other = Parameter("other", (2,), None, None, None, False)
     with pytest.raises(UserError, match=r"moment1/matrix has the shape \[13, 7\], the model's is \[13, 8\]") as error:
         load(path, SmallState(parameters=(wide, VECTOR)), ALONE)

@@ -19,26 +19,23 @@ from gptface_dist.data.loader import Position
 from gptface_dist.data.options import DataConfig
 from gptface_dist.engine.parity import GRID, MODEL, VOCABULARY
 from gptface_dist.errors import UserError
-from gptface_dist.model.reference_batch import PROBE_NAME, Logits, Probe, probe_batch
+from gptface_dist.model.reference_batch import reference_batch
+from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs
 from gptface_dist.training.callbacks import checkpointing
 from gptface_dist.training.callbacks.callback import Callback
 from gptface_dist.training.callbacks.checkpointing import Checkpointing
+from gptface_dist.training.callbacks.ema import EMA
 from gptface_dist.training.config import Config
 from gptface_dist.training.options import RunOptions
 from gptface_dist.training.state import TrainState
 from tests.checkpoint.small import SmallState, read
 
-PROBE = probe_batch(VOCABULARY, GRID, 20)
-ROWS = [int(PROBE.rows(ids).sum()) for ids in (VOCABULARY.text_range, VOCABULARY.image_range)]
-LOGITS = Logits(torch.zeros(ROWS[0], VOCABULARY.text_size), torch.zeros(ROWS[1], VOCABULARY.image_codes), torch.zeros(4, 2))
+REFERENCE = reference_batch(VOCABULARY, GRID, 20)
+OUTPUTS = {"itm": torch.zeros(4, 2)}
 
 
 class StandIn(SmallState):
     """The state of an engine: its numbers are the step's."""
-
-    def __init__(self, engine: Any, average: bool = False):
-        super().__init__(average=average)
-        engine.state = self
 
     def update_average(self, decay: float) -> None:
         """Of the weights."""
@@ -68,34 +65,39 @@ class Counter(Callback):
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpointing, "EngineState", StandIn)
-    monkeypatch.setattr(checkpointing, "_probe_batch", lambda run: PROBE)
-    monkeypatch.setattr(checkpointing.probe, "run", lambda engine, batch: LOGITS)
+    monkeypatch.setattr(checkpointing, "_reference_batch", lambda run: REFERENCE)
 
 
-def make(path: Path, model: Any = MODEL, vocabulary: Any = VOCABULARY, **options: Any) -> Any:
-    """A run with the hook."""
+def make(path: Path, model: Any = MODEL, vocabulary: Any = VOCABULARY, ema_decay: float = 0.0, **options: Any) -> Any:
+    """A run with the callback."""
     config = Config(
         data=DataConfig(tokenizers="", sources=[]),
         model=model,
         run=RunOptions(folder=str(path)),
         checkpoint=CheckpointOptions(**options),
     )
-    callbacks: list[Callback] = [Checkpointing(config.checkpoint), Counter()]
+    callbacks: list[Callback] = [EMA(ema_decay), Checkpointing(config.checkpoint), Counter()]
     place = SimpleNamespace(rank=0)
-    engine = SimpleNamespace()
+    engine = SimpleNamespace(state=StandIn(), reference_outputs=lambda batch: OUTPUTS)
     return SimpleNamespace(
-        config=config, folder=path, state=TrainState(), vocabulary=vocabulary, engine=engine, place=place, hooks=hooks
+        config=config,
+        folder=path,
+        state=TrainState(),
+        vocabulary=vocabulary,
+        engine=engine,
+        place=place,
+        callbacks=callbacks,
+        update_factor=1.0,
     )
 
 
 def go(run: Any, last: int, request_after: int = -1) -> Any:
     """The trainer's loop up to step ``last``."""
-    for hook in run.callbacks:
-        hook.start(run)
+    for callback in run.callbacks:
+        callback.start(run)
     while run.state.step < last:
-        for hook in run.callbacks:
-            hook.before_step(run)
+        for callback in run.callbacks:
+            callback.before_step(run)
         step = run.state.step + 1
         for kind, tensors in run.engine.state.held.items():
             for tensor in tensors.values():
@@ -104,12 +106,12 @@ def go(run: Any, last: int, request_after: int = -1) -> Any:
         run.engine.state.updates += 1
         run.state = dataclasses.replace(run.state, step=step, position=Position(10 * step, "order"), samples=4 * step)
         record = {"loss": 1.0 / step}
-        for hook in run.callbacks:
-            hook.after_step(run, record)
+        for callback in run.callbacks:
+            callback.after_step(run, record)
         if step == request_after:
-            run.callbacks[0].request()
-    for hook in run.callbacks:
-        hook.stop(run)
+            run.callbacks[1].request()
+    for callback in run.callbacks:
+        callback.stop(run)
     return run
 
 
@@ -134,7 +136,7 @@ def test_saves_every_so_many_steps_and_at_the_end(tmp_path: Path, asynchronous: 
         assert record.metrics == {"loss": 1.0 / step, "counted": step}
         assert record.config["model"]["hidden"] == MODEL.hidden
         assert record.versions["torch"] == torch.__version__.split("+")[0] or record.versions["torch"] == torch.__version__
-        assert Probe.load(path / PROBE_NAME, VOCABULARY).logits.match.shape == (4, 2)
+        assert ReferenceOutputs.load(path / REFERENCE_NAME).outputs["itm"].shape == (4, 2)
 
 
 def test_saves_when_asked_and_never_twice(tmp_path: Path) -> None:
@@ -155,9 +157,11 @@ def test_keeps_what_was_asked_for(tmp_path: Path) -> None:
 def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     go(make(tmp_path, every=2), 5)
     run = make(tmp_path, every=2)
-    for hook in run.callbacks:
-        hook.start(run)
-    assert run.state == TrainState(5, Position(50, "order"), 20, hooks={"Checkpointing": {}, "Counter": {"count": 5}})
+    for callback in run.callbacks:
+        callback.start(run)
+    assert run.state == TrainState(
+        5, Position(50, "order"), 20, callbacks={"EMA": {}, "Checkpointing": {}, "Counter": {"count": 5}}
+    )
     assert run.callbacks[1].count == 5
     assert run.engine.state.updates == 5
     assert run.engine.state.refreshed == 1
@@ -191,12 +195,12 @@ def test_a_named_checkpoint_is_gone_on_from_once(tmp_path: Path) -> None:
     named = str(tmp_path / "a" / FOLDER_NAME / name_of(2))
     for path in (tmp_path / "b", tmp_path / "a"):
         run = make(path, resume_from=named)
-        for hook in run.callbacks:
-            hook.start(run)
+        for callback in run.callbacks:
+            callback.start(run)
         assert run.state.step == 2
         go(make(path, resume_from=named), 3)
         run = go(make(path, resume_from=named, keep_last=0), 5)
-        assert RunRecord.read(path / FOLDER_NAME / name_of(5)).state["hooks"]["Counter"]["count"] == 5
+        assert RunRecord.read(path / FOLDER_NAME / name_of(5)).state["callbacks"]["Counter"]["count"] == 5
         assert RunRecord.read(path / FOLDER_NAME / name_of(5)).origin
     assert steps(tmp_path / "b") == [3, 5]
     # Steps 3 and 5 of the second attempt; 4 is of the first, which got further.
@@ -246,11 +250,11 @@ def test_the_last_checkpoint_must_be_written(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_average_follows_the_weights(tmp_path: Path) -> None:
-    go(make(tmp_path, average_decay=0.5), 2)
-    go(make(tmp_path, average_decay=0.5), 3)
+    go(make(tmp_path, ema_decay=0.5), 2)
+    go(make(tmp_path, ema_decay=0.5), 3)
     state = read(tmp_path / FOLDER_NAME / name_of(3), SmallState(-1.0, average=True))
-    # The stand-in's begins as 3, 4, 5, ...; then the weights were 1, 2, 3 everywhere.
-    first = torch.arange(91.0) + 3
+    # It begins as the weights, 0, 1, 2, ...; then these were 1, 2, 3 everywhere.
+    first = torch.arange(91.0)
     assert torch.allclose(state.held["average"]["matrix"], ((first / 2 + 0.5) / 2 + 1.0) / 2 + 1.5)
 
 
@@ -259,7 +263,6 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
     [
         ({"every": -1}, "checkpoint.every must be 0 or more, got -1"),
         ({"on_failure": "x"}, "checkpoint.on_failure must be one of stop, go_on, got 'x'"),
-        ({"average_decay": 1.0}, "checkpoint.average_decay must be at least 0 and below 1"),
         ({"resume": "never", "resume_from": "x"}, "checkpoint.resume is never"),
     ],
 )

@@ -10,10 +10,11 @@ from gptface_dist.checkpoint.folder import name_of
 from gptface_dist.checkpoint.manifest import Manifest
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.engine.parity import MODEL, VOCABULARY
-from gptface_dist.model import reference_batch
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.objectives.milm_itm import MilmItm
+from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs, difference, reference_outputs
 from gptface_dist.parallel.layout import Layout
-from tests.checkpoint.worlds import PROBE, Job, tensors, train
+from tests.checkpoint.worlds import REFERENCE, Job, tensors, train
 
 # Swiglu has fused halves; of 5 layers, stages have different numbers.
 FULL = dataclasses.replace(MODEL, layers=5, activation="swiglu", qk_norm=True)
@@ -127,6 +128,6 @@ def test_the_plain_model_gives_the_recorded_logits(folder: Path, name: str) -> N
     model = GPTFace(FULL if name.startswith("chain") else MODEL, VOCABULARY)
     found = tensors(folder / name, 2)
     model.load_state_dict({key.removeprefix("weights/"): v for key, v in found.items() if key.startswith("weights/")})
-    recorded = reference_batch.Probe.load(folder / name / name_of(2) / reference_batch.PROBE_NAME, VOCABULARY)
-    errors = reference_batch.difference(recorded.logits, reference_batch.run(model, PROBE))
+    recorded = ReferenceOutputs.load(folder / name / name_of(2) / REFERENCE_NAME)
+    errors = difference(recorded.outputs, reference_outputs(MilmItm(), model, REFERENCE))
     assert all(error < 1e-5 for error in errors.values()), errors

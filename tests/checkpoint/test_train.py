@@ -13,7 +13,7 @@ import yaml
 from gptface_dist.checkpoint.folder import FOLDER_NAME, latest, published, step_of
 from gptface_dist.checkpoint.load import damage
 from gptface_dist.distributed.collectives import Ranks
-from gptface_dist.training.callbacks import journal
+from gptface_dist.training.metrics import read_metrics
 from tests.corpus import VOCABULARY, write_tokens
 from tests.training.test_train import config
 
@@ -65,9 +65,11 @@ def test_killed_and_gone_on_with_elsewhere(folder: Path) -> None:
     assert resumed.wait(300) == 0, resumed.stderr and resumed.stderr.read()
     assert resumed.stderr
     assert f"from step {step_of(found)}" in resumed.stderr.read()
-    one, two = journal.read(folder / "whole"), journal.read(folder / "killed")
+    one, two = read_metrics(folder / "whole"), read_metrics(folder / "killed")
     assert [record["step"] for record in two] == list(range(1, STEPS + 1))
     for a, b in zip(one, two, strict=True):
         assert {name: a[name] for name in ("tokens", "lr")} == {name: b[name] for name in ("tokens", "lr")}
-        assert [a[name] for name in ("loss", "norm")] == pytest.approx([b[name] for name in ("loss", "norm")], rel=2e-5)
+        assert [a[name] for name in ("loss", "grad_norm")] == pytest.approx(
+            [b[name] for name in ("loss", "grad_norm")], rel=2e-5
+        )
     assert [step_of(path) for path in published(checkpoints)] == [STEPS, STEPS - 2]

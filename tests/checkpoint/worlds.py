@@ -30,14 +30,17 @@ from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.reference_batch import PROBE_NAME, Probe, probe_batch
+from gptface_dist.model.reference_batch import reference_batch
+from gptface_dist.objectives.milm_itm import MilmItm
+from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs
+from gptface_dist.objectives.registry import ObjectiveOptions
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
-from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
+from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
 
 DECAY = 0.9
 TOGETHER = 20
-PROBE = probe_batch(VOCABULARY, parity.GRID, 20, 2)
+REFERENCE = reference_batch(VOCABULARY, parity.GRID, 20, 2)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ class Job:
 
 def record(job: Job, step: int, updates: int) -> RunRecord:
     """What is saved beside the tensors."""
-    return RunRecord(step, updates, {"step": step}, {"model": asdict(job.model)}, asdict(VOCABULARY))
+    return RunRecord(
+        step, updates, {"step": step}, {"model": asdict(job.model), "objective": asdict(ObjectiveOptions())}, asdict(VOCABULARY)
+    )
 
 
 def run(job: Job) -> list[float]:
@@ -74,19 +79,20 @@ def run(job: Job) -> list[float]:
     from megatron.core import parallel_state
 
     from gptface_dist.engine.engine import Engine
-    from gptface_dist.engine.state import EngineState
 
     # Another seed: what is not loaded is wrong.
     seed = 1 if job.start else 0
     optimizer = OptimizerOptions(eps=1e-4)
-    engine = Engine(job.model, VOCABULARY, job.layout, seed, optimizer, LossWeights(), EngineOptions(job.dtype))
-    state, ranks = EngineState(engine, job.average), Ranks.of_world()
+    engine = Engine(MilmItm(), job.model, VOCABULARY, job.layout, seed, optimizer, EngineOptions(job.dtype))
+    state, ranks = engine.state, Ranks.of_world()
+    if job.average:
+        state.begin_average()
     if job.start:
         source = Path(job.start, name_of(job.first))
         assert damage(source, ranks) == ""
         assert load(source, state, ranks).step == job.first
     rank, losses = parallel_state.get_data_parallel_rank(), []
-    case = Case(job.layout, job.model, micro_batches=2)
+    case = Case(job.layout, model=job.model, micro_batches=2)
     each = case.micro_batches // job.layout.dp
     for step in range(job.first, job.saves[-1] + 1):
         if step in job.saves:
@@ -100,12 +106,10 @@ def run(job: Job) -> list[float]:
 
 
 def _save(job: Job, step: int, engine: Any, state: Any, ranks: Ranks) -> None:
-    from gptface_dist.engine import reference
-
     # A bucket of a few rows: every kind of piece.
     pieces = collect(state.regions(), written=True, bucket=100)
-    answer = Probe(PROBE, reference.run(engine, PROBE), job.dtype).content()
-    content = Content(pieces, record(job, step, state.updates), {PROBE_NAME: answer})
+    outputs = ReferenceOutputs(REFERENCE, engine.reference_outputs(REFERENCE), job.dtype).content()
+    content = Content(pieces, record(job, step, state.updates), {REFERENCE_NAME: outputs})
     if job.full >= 0:
         write = HashedFile.write
         if ranks.rank == job.full:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
+from gptface_dist.data.batch import BatchBuilder, BatchOptions, MaskedBatch
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.options import DataConfig
 from gptface_dist.data.stream import Block, BlockReader, Delivered, Origin, StreamOptions
@@ -82,7 +82,7 @@ def test_sequences_are_what_they_should_be(lengths: list[int], height: int, widt
     assert len(batch.masked_text) + len(batch.masked_image) == (batch.labels != IGNORE).sum()
     assert batch.padded == (PADDING in batch.segments)
     assert all(
-        getattr(batch, name).dtype == np.int64 for name in ("tokens", "labels", "segments", "positions", "lengths", "matched")
+        getattr(batch, name).dtype == np.int64 for name in ("tokens", "labels", "segments", "positions", "lengths", "itm_label")
     )
 
 
@@ -96,7 +96,7 @@ def test_padded_to_the_shortest_bucket() -> None:
     assert make([block([[[1] * 5]]), block([[[1] * 14]])]).tokens.shape == (2, 48), "several blocks share one length"
 
 
-def swapped(batch: Batch) -> list[int]:
+def swapped(batch: MaskedBatch) -> list[int]:
     """Whose image each sample got."""
     return [int(origin.key[1:]) for origin in batch.image_origins]
 
@@ -107,13 +107,13 @@ def test_half_of_the_images_are_swapped_and_not_supervised() -> None:
     for epoch in range(400):
         batch = builder()([block(texts, epoch=epoch)])
         images = swapped(batch)
-        assert batch.matched.tolist() == [int(image == i) for i, image in enumerate(images)]
+        assert batch.itm_label.tolist() == [int(image == i) for i, image in enumerate(images)]
         for i, image in enumerate(images):
             codes = batch.tokens[i][batch.segments[i] == IMAGE]
             seen = codes[codes != VOCABULARY.mask_id]
             assert (seen == VOCABULARY.image_offset + image).all()
             assert (batch.labels[i] != IGNORE).any() == (image == i)
-        matched.append(batch.matched.mean())
+        matched.append(batch.itm_label.mean())
     assert np.mean(matched) == pytest.approx(0.5, abs=0.03)
 
 
@@ -123,7 +123,7 @@ def test_swapped_inputs_are_masked_like_matched_ones() -> None:
     masked: dict[int, list[float]] = {0: [], 1: []}
     for epoch in range(300):
         batch = builder()([block(texts, epoch=epoch)])
-        for i, match in enumerate(batch.matched.tolist()):
+        for i, match in enumerate(batch.itm_label.tolist()):
             masked[match].append(float((batch.tokens[i] == VOCABULARY.mask_id).sum()))
     assert np.mean(masked[0]) == pytest.approx(np.mean(masked[1]), rel=0.06)
 
@@ -161,7 +161,7 @@ def test_identical_captions_never_form_a_negative_pair(captions: list[list[list[
 
 def test_all_captions_alike_means_no_negatives() -> None:
     for epoch in range(50):
-        assert builder()([block([[[5, 6]]] * 6, epoch=epoch)]).matched.all()
+        assert builder()([block([[[5, 6]]] * 6, epoch=epoch)]).itm_label.all()
 
 
 def test_a_caption_that_is_one_of_the_others_is_no_negative() -> None:
@@ -182,7 +182,7 @@ def masked_shares(masking: MaskingOptions, epochs: int) -> np.ndarray:
             length = int(batch.lengths[i]) - 3 - GRID[0] * GRID[1]
             hidden = batch.tokens[i] == VOCABULARY.mask_id
             image = hidden[batch.segments[i] == IMAGE].mean()
-            found.append((hidden[1 : 1 + length].mean() if length else 0, image, length, batch.matched[i]))
+            found.append((hidden[1 : 1 + length].mean() if length else 0, image, length, batch.itm_label[i]))
     return np.array(found)
 
 
@@ -206,13 +206,13 @@ def test_dropped_captions_leave_the_image_alone_and_are_never_swapped() -> None:
         assert predicted.any()
         assert (batch.labels[i][predicted] == VOCABULARY.image_offset + i).all()
         assert (batch.segments[i][predicted] == IMAGE).all()
-    assert batch.matched.all(), "an empty caption is true of every image"
+    assert batch.itm_label.all(), "an empty caption is true of every image"
     assert swapped(batch) == list(range(8))
 
 
 def crossed(
     captions: list[list[list[int]]], number: int, masking: MaskingOptions = BOTH
-) -> tuple[list[tuple[int, int]], Batch]:
+) -> tuple[list[tuple[int, int]], MaskedBatch]:
     """The (text, image) pairs of a block of matching alone, and its batch."""
     make = builder(BatchOptions(text_length=32, crossed_share=1), masking=masking)
     batch = make([dataclasses.replace(block(captions), number=number)])
@@ -230,7 +230,7 @@ def test_crossed_pairs_have_every_caption_and_image_in_both_kinds_and_no_masks()
             assert batch.tokens[row, 1:21].tolist() == [text] * 20
             codes = batch.tokens[row][batch.segments[row] == IMAGE]
             assert codes.tolist() == [VOCABULARY.image_offset + image] * (GRID[0] * GRID[1])
-            assert batch.matched[row] == (text == image)
+            assert batch.itm_label[row] == (text == image)
         for side in (0, 1):
             kinds = [(pair[side], pair[0] == pair[1]) for pair in pairs]
             assert sorted(kinds) == sorted((sample, kind) for sample in {one for one, _ in kinds} for kind in (False, True))
@@ -247,7 +247,7 @@ def test_captions_that_describe_both_images_are_not_crossed() -> None:
         negatives = [pair for pair in pairs if pair[0] != pair[1]]
         assert {(0, 1), (2, 3), (3, 2)}.isdisjoint(negatives)
         assert len(pairs) == 4
-        assert batch.matched.sum() == 4 - len(negatives)
+        assert batch.itm_label.sum() == 4 - len(negatives)
         # Where nothing could be crossed, all four are there once.
         assert negatives or sorted(pairs) == [(i, i) for i in range(4)]
 

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
+from gptface_dist.data.batch import BatchBuilder, BatchOptions, MaskedBatch
 from gptface_dist.data.loader import Deal, Loader, Position
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.stream import BlockReader, StreamOptions
@@ -44,19 +44,19 @@ def make_loader(
     return Loader(reader, build, Deal(16, micro, BLOCK, rank, ranks), workers, **more)  # type: ignore[arg-type]
 
 
-def content(batch: Batch) -> list[bytes]:
+def content(batch: MaskedBatch) -> list[bytes]:
     """Every sequence of a batch as bytes, padding left out: ids, labels, places, pair, origins."""
     rows = []
     for i, length in enumerate(batch.lengths.tolist()):
         arrays = (batch.tokens, batch.labels, batch.segments, batch.positions)
         parts = [array[i, :length].tobytes() for array in arrays]
         rows.append(
-            b"".join([*parts, bytes([batch.matched[i]]), repr((batch.text_origins[i], batch.image_origins[i])).encode()])
+            b"".join([*parts, bytes([batch.itm_label[i]]), repr((batch.text_origins[i], batch.image_origins[i])).encode()])
         )
     return rows
 
 
-def take(steps: Iterator[tuple[list[Batch], Position]], count: int) -> tuple[list[list[bytes]], Position]:
+def take(steps: Iterator[tuple[list[MaskedBatch], Position]], count: int) -> tuple[list[list[bytes]], Position]:
     """``count`` steps of one rank: the sequences of each, and the position after them."""
     taken, position = [], None
     for _ in range(count):

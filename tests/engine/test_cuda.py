@@ -18,9 +18,10 @@ from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import Place
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case, Found
+from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
-from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
+from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
 from tests.fake_cuda import fake_cuda
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="it stands in for CUDA")
@@ -32,7 +33,7 @@ CASES = [
     Case(ALONE, FORM, steps=2, micro_batches=4, engine=EngineOptions(recompute="layer")),
     Case(ALONE, FORM, steps=1, micro_batches=2, engine=EngineOptions("bfloat16", recompute="attention")),
     *(Case(layout, FORM, steps=1, micro_batches=2) for layout in (Layout(dp=2, zero=0), Layout(pp=2, zero=0))),
-    Case(Layout(tp=2, sp=True, zero=0), FORM, steps=1, micro_batches=2),
+    Case(Layout(tp=2, sp=True, zero=0), model=FORM, steps=1, micro_batches=2),
 ]
 RANKS = [(number, rank) for number, case in enumerate(CASES) for rank in range(case.layout.world)]
 PIPELINE_WAIT = "torch.cuda.synchronize"
@@ -45,7 +46,7 @@ def waits(case: Case, gpu: Any) -> dict[str, list[str]]:
 
     from gptface_dist.engine.engine import Engine
 
-    engine = Engine(case.model, VOCABULARY, case.layout, 0, OptimizerOptions(), LossWeights(), case.engine)
+    engine = Engine(MilmItm(), case.model, VOCABULARY, case.layout, 0, OptimizerOptions(), case.engine)
     replica, each = parallel_state.get_data_parallel_rank(), case.micro_batches // case.layout.dp
     mine = slice(replica * each, (replica + 1) * each)
     batches = [parity.batches(case, step, engine.device)[mine] for step in range(3)]

@@ -19,9 +19,10 @@ from gptface_dist.kernels.attention import emulator, operator
 from gptface_dist.kernels.attention.operator import fp8_attention
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options, Sequences
 from gptface_dist.model.attention import AttentionOptions
+from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
-from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
+from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
 from tests.kernels.inputs import attention_inputs
 
 STEPS = 2
@@ -52,11 +53,11 @@ def steps(layout: Layout, attention: AttentionOptions) -> Steps:
     from gptface_dist.engine.gradients import GradientReader
 
     options = EngineOptions(attention=attention)
-    engine = Engine(MODEL, VOCABULARY, layout, 0, OptimizerOptions(eps=1e-4), LossWeights(), options)
+    engine = Engine(MilmItm(), MODEL, VOCABULARY, layout, 0, OptimizerOptions(eps=1e-4), options)
     reader, found = GradientReader(engine), []
     for step in range(STEPS):
-        result = engine.step(parity.batches(Case(layout, MODEL, micro_batches=4), step))
-        found.append((result.loss, result.norm, {entry.name: gradient.clone() for entry, gradient in reader.gradients()}))
+        result = engine.step(parity.batches(Case(layout, model=MODEL, micro_batches=4), step), reader.before_update)
+        found.append((result.loss, result.grad_norm, {entry.name: gradient.clone() for entry, gradient in reader.gradients()}))
     engine.close()
     return found
 

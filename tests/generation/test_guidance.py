@@ -39,7 +39,7 @@ def relaxed(generator: Generator, rows: Rows, hidden: torch.Tensor, logits: torc
         image[..., None], e.row(first.clamp(max=3)) + e.column(second), e.place(torch.where(image, first * 0, first))
     )
     features = model.encode(words + e.segment(rows.segments) + places, rows.lengths)
-    return functional.log_softmax(model.match_logits(features), -1)[0, 1]
+    return functional.log_softmax(model.itm_logits(features), -1)[0, 1]
 
 
 def test_strength_zero_is_exactly_unguided(generator: Generator) -> None:

@@ -5,10 +5,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptface_dist.model.flops import TFLOPS, Work, model_flops, peak_tflops
+from gptface_dist.data.batch import MaskedBatch, within
+from gptface_dist.model.flops import TFLOPS, Work, peak_tflops
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.sequence import IGNORE, IMAGE, TEXT
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
@@ -30,12 +32,15 @@ def test_formula_is_what_torch_counts(activation: str, sequences: int, length: i
     labels = torch.full_like(tokens, IGNORE)
     labels.view(-1)[:text] = 1
     labels.view(-1)[text : text + image] = VOCABULARY.image_offset + 1
+    objective, lengths = MilmItm(), torch.full((sequences,), length)
+    masked = [within(labels, ids).nonzero() for ids in (VOCABULARY.text_range, VOCABULARY.image_range)]
+    pairs = torch.ones(sequences, dtype=torch.long)
+    batch = MaskedBatch(tokens, segments, positions, lengths, False, labels, pairs, *masked)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        x = model(tokens, segments, positions, torch.full((sequences,), length))
-        losses = model.losses(x, labels, torch.ones(sequences, dtype=torch.long))
-        (losses.text.loss + losses.image.loss + losses.match.loss).backward()
-    work = Work(sequences * length, sequences * length**2, text, image, sequences)
-    assert model_flops(options, 43, 24, work) == counter.get_total_flops()
+        losses = objective.losses(model(tokens, segments, positions, lengths), batch, model, {})
+        torch.stack([each.loss for each in losses]).sum().backward()
+    work = Work(sequences * length, sequences * length**2, (text, image, sequences))
+    assert objective.flops(options, VOCABULARY, work) == counter.get_total_flops()
 
 
 def test_unknown_devices_have_no_peak() -> None:

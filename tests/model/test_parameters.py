@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.parameters import Cut, count, initialise, parameters
+from gptface_dist.model.parameters import Cut, initialise
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=43, image_codes=24, text_sha256="a" * 64, image_sha256="b" * 64)
@@ -22,20 +23,20 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 
 def test_the_table_is_the_model() -> None:
     model = GPTFace(SMALL, VOCABULARY)
-    assert [(p.name, p.shape) for p in parameters(SMALL, VOCABULARY)] == [
+    assert [(p.name, p.shape) for p in MilmItm().parameters(SMALL, VOCABULARY)] == [
         (n, tuple(p.shape)) for n, p in model.named_parameters()
     ]
 
 
 def test_every_parameter_lives_on_some_stage() -> None:
-    for parameter in parameters(SMALL, VOCABULARY):
+    for parameter in MilmItm().parameters(SMALL, VOCABULARY):
         places = [parameter.layer is not None, parameter.on_first_stage, parameter.on_last_stage]
         assert sum(places) == (2 if parameter.name == "embeddings.word.weight" else 1), parameter.name
 
 
 def test_initial_values_depend_on_seed_and_name_only() -> None:
-    deeper = {p.name: p for p in parameters(dataclasses.replace(SMALL, layers=3), VOCABULARY)}
-    for parameter in parameters(SMALL, VOCABULARY):
+    deeper = {p.name: p for p in MilmItm().parameters(dataclasses.replace(SMALL, layers=3), VOCABULARY)}
+    for parameter in MilmItm().parameters(SMALL, VOCABULARY):
         again = deeper[parameter.name]
         if parameter.std == again.std:
             assert torch.equal(parameter.initial(1), again.initial(1))
@@ -47,7 +48,9 @@ def test_initial_values_depend_on_seed_and_name_only() -> None:
 
 def test_initial_values_have_their_deviation() -> None:
     big = ModelOptions(layers=8, hidden=256, heads=4, ffn=1024)
-    found = {p.name: p.initial(0).std().item() for p in parameters(big, VOCABULARY) if p.layer == 3 and p.std is not None}
+    found = {
+        p.name: p.initial(0).std().item() for p in MilmItm().parameters(big, VOCABULARY) if p.layer == 3 and p.std is not None
+    }
     assert found["layers.3.qkv.weight"] == pytest.approx(0.02, rel=0.02)
     assert found["layers.3.mlp_out.weight"] == pytest.approx(0.02 / 4, rel=0.02)
     model = GPTFace(SMALL, VOCABULARY)
@@ -58,7 +61,7 @@ def test_initial_values_have_their_deviation() -> None:
 
 @given(size=st.sampled_from([1, 2, 4, 8]), activation=st.sampled_from(["gelu", "swiglu"]))
 def test_joined_shards_are_the_whole(size: int, activation: str) -> None:
-    for parameter in parameters(dataclasses.replace(SMALL, activation=activation), VOCABULARY):
+    for parameter in MilmItm().parameters(dataclasses.replace(SMALL, activation=activation), VOCABULARY):
         if parameter.cut is not None:
             whole = torch.randn(parameter.shape)
             shards = [parameter.cut.shard(whole, rank, size) for rank in range(size)]
@@ -78,7 +81,7 @@ def test_sharded_layers_add_up_to_the_whole(activation: str, size: int) -> None:
     options = dataclasses.replace(SMALL, activation=activation)
     model = GPTFace(options, VOCABULARY).double()
     initialise(model, 0)
-    layer, table = model.layers[1], {p.name: p for p in parameters(options, VOCABULARY)}
+    layer, table = model.layers[1], {p.name: p for p in MilmItm().parameters(options, VOCABULARY)}
     x = torch.randn(2, 5, 16, dtype=torch.float64)
 
     def shard(name: str, rank: int) -> torch.Tensor:
@@ -111,11 +114,11 @@ def test_the_ladder_has_the_sizes_it_is_named_after(name: str, millions: float) 
     """With 32,000 pieces of text and 1,024 codes."""
     options = ModelOptions(**OmegaConf.load(CONFIGS / f"{name}.yaml"))
     vocabulary = dataclasses.replace(VOCABULARY, text_size=32000, image_codes=1024)
-    assert count(options, vocabulary) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert MilmItm().parameter_count(options, vocabulary) / 1e6 == pytest.approx(millions, abs=0.05)
     hidden, ffn = options.hidden, options.ffn
     by_hand = options.layers * (4 * hidden * hidden + 2 * hidden * ffn + 3 * hidden + hidden + ffn + hidden + 4 * hidden)
     by_hand += hidden * (33028 + 3 + 128 + 32 + 32) + 2 * hidden
     by_hand += hidden * hidden + hidden + 2 * hidden + 33028 + hidden * hidden + hidden + 2 * hidden + 2
-    assert count(options, vocabulary) == by_hand
+    assert MilmItm().parameter_count(options, vocabulary) == by_hand
     assert options.head_size in (32, 64, 128)
     assert {path.stem for path in CONFIGS.glob("*.yaml")} >= {name}

@@ -8,10 +8,13 @@ import pytest
 import torch
 from scipy.special import erf
 
+from gptface_dist.data.batch import MaskedBatch
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise, parameters
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.objectives.milm_itm import MilmItm
+from gptface_dist.objectives.objective import LossSum
 from gptface_dist.sequence import IGNORE, IMAGE, PADDING, TEXT
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
@@ -58,13 +61,22 @@ def batch(texts: list[int], pad_to: int, seed: int = 0) -> dict[str, torch.Tenso
         masked[at + 12 :] = False
         labels[row, masked] = tokens[row, masked]
         tokens[row, masked] = VOCABULARY.mask_id
-    matched = rng.integers(2, size=len(texts))
+    itm_label = rng.integers(2, size=len(texts))
     arrays = {"tokens": tokens, "segments": segments, "positions": positions, "lengths": lengths, "labels": labels}
-    return {name: torch.as_tensor(array) for name, array in {**arrays, "matched": matched}.items()}
+    return {name: torch.as_tensor(array) for name, array in {**arrays, "itm_label": itm_label}.items()}
 
 
 def inputs(data: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     return data["tokens"], data["segments"], data["positions"], data["lengths"]
+
+
+def losses(model: GPTFace, data: dict[str, torch.Tensor]) -> dict[str, LossSum]:
+    """By term."""
+    masked = [((data["labels"] >= ids.start) & (data["labels"] < ids.stop)).nonzero() for ids in (range(40), range(40, 64))]
+    batch = MaskedBatch(*inputs(data), True, data["labels"], data["itm_label"], *masked)
+    objective = MilmItm()
+    sums = objective.losses(model(*inputs(data)), batch, model, {})
+    return {term.name: each for term, each in zip(objective.terms, sums, strict=True)}
 
 
 class Oracle:
@@ -127,9 +139,9 @@ class Oracle:
 def test_features_and_losses_are_the_oracles(options: ModelOptions) -> None:
     model, data = make(options).double(), batch([5, 9, 1], pad_to=28)
     features = model(*inputs(data))
-    losses = model.losses(features, data["labels"], data["matched"])
+    sums = losses(model, data)
     oracle = Oracle(model)
-    wanted = {"text": [0.0, 0, 0], "image": [0.0, 0, 0], "match": [0.0, 0, 0]}
+    wanted = {"text": [0.0, 0, 0], "image": [0.0, 0, 0], "itm": [0.0, 0, 0]}
     for row, length in enumerate(data["lengths"].tolist()):
         x = oracle.features(*(data[name][row, :length].numpy() for name in ("tokens", "segments", "positions")))
         assert np.allclose(features[row, :length].detach().numpy(), x, atol=1e-10)
@@ -137,13 +149,12 @@ def test_features_and_losses_are_the_oracles(options: ModelOptions) -> None:
             if label != IGNORE:
                 kind, ids = ("text", range(40)) if label < 40 else ("image", range(40, 64))
                 add(wanted[kind], oracle.token_logits(x[token], ids), label - ids.start)
-        pooled = np.tanh(oracle.linear(x[0], "match_head.pooler"))
-        add(wanted["match"], oracle.linear(pooled, "match_head.output"), int(data["matched"][row]))
+        pooled = np.tanh(oracle.linear(x[0], "itm_head.pooler"))
+        add(wanted["itm"], oracle.linear(pooled, "itm_head.output"), int(data["itm_label"][row]))
     for name, (loss, correct, count) in wanted.items():
-        found = getattr(losses, name)
         # The loss is summed in float32.
-        assert found.loss.item() == pytest.approx(loss, rel=1e-5)
-        assert (found.correct.item(), found.count.item()) == (correct, count)
+        assert sums[name].loss.item() == pytest.approx(loss, rel=1e-5)
+        assert (sums[name].correct.item(), sums[name].items) == (correct, count)
         assert count > 0
 
 
@@ -172,18 +183,16 @@ def test_padding_changes_nothing() -> None:
 
 def test_every_parameter_gets_a_gradient() -> None:
     model, data = make(dataclasses.replace(SMALL, qk_norm=True)), batch([5, 9, 1], pad_to=28)
-    losses = model.losses(model(*inputs(data)), data["labels"], data["matched"])
-    (losses.text.loss + losses.image.loss + losses.match.loss).backward()
+    sum(each.loss for each in losses(model, data).values()).backward()  # type: ignore[union-attr]
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
 
 
 def test_a_modality_without_masked_tokens_has_loss_zero_and_no_nan() -> None:
     model, data = make(), batch([5, 9], pad_to=28)
-    labels = torch.where(data["labels"] < 40, IGNORE, data["labels"])
-    losses = model.losses(model(*inputs(data)), labels, data["matched"])
-    assert (losses.text.loss.item(), losses.text.count.item(), losses.text.correct.item()) == (0, 0, 0)
-    (losses.text.loss + losses.image.loss).backward()
+    sums = losses(model, data | {"labels": torch.where(data["labels"] < 40, IGNORE, data["labels"])})
+    assert (sums["text"].loss.item(), sums["text"].items, sums["text"].correct.item()) == (0, 0, 0)
+    (sums["text"].loss + sums["image"].loss).backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
 
 
@@ -195,9 +204,11 @@ def test_dropout_works_in_training_only() -> None:
 
 
 def test_norms_biases_and_embeddings_do_not_decay() -> None:
-    decayed = {p.name.split(".", 2)[-1] if p.layer is not None else p.name for p in parameters(SMALL, VOCABULARY) if p.decay}
+    decayed = {
+        p.name.split(".", 2)[-1] if p.layer is not None else p.name for p in parameters(GPTFace(SMALL, VOCABULARY)) if p.decay
+    }
     layer = {"qkv.weight", "projection.weight", "mlp_in.weight", "mlp_out.weight"}
-    assert decayed == layer | {"token_head.dense.weight", "match_head.pooler.weight", "match_head.output.weight"}
+    assert decayed == layer | {"token_head.dense.weight", "itm_head.pooler.weight", "itm_head.output.weight"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The probe: a batch that is legal and reaches everything, an answer that any wrong weight changes."""
+"""The reference batch: one that is legal and reaches everything, an answer that any wrong weight changes."""
 
 from pathlib import Path
 
@@ -9,13 +9,20 @@ from hypothesis import strategies as st
 
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.reference_batch import Logits, Probe, ProbeBatch, difference, probe_batch, run
-from gptface_dist.release.streamed import StreamedGPTFace
+from gptface_dist.model.plain import GPTFace
+from gptface_dist.model.reference_batch import ReferenceBatch, reference_batch
+from gptface_dist.objectives.milm_itm import MilmItm
+from gptface_dist.objectives.reference_outputs import ReferenceOutputs, difference, reference_outputs
+from gptface_dist.release.streamed import streamed_model, values_read
 from gptface_dist.sequence import IGNORE, IMAGE, PADDING, TEXT
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from tests.release.making import GRID, VARIANTS, make_model
 
 VOCABULARY = Vocabulary(text_size=40, image_codes=24, text_sha256="a" * 64, image_sha256="b" * 64)
+
+
+def run(model: GPTFace, batch: ReferenceBatch) -> dict[str, torch.Tensor]:
+    return reference_outputs(MilmItm(), model, batch)
 
 
 @settings(deadline=None, max_examples=60)
@@ -26,7 +33,7 @@ VOCABULARY = Vocabulary(text_size=40, image_codes=24, text_sha256="a" * 64, imag
     seed=st.integers(0, 2**32),
 )
 def test_every_sequence_is_cls_text_sep_image_sep(grid: tuple[int, int], text_length: int, multiple_of: int, seed: int) -> None:
-    batch = probe_batch(VOCABULARY, grid, text_length, multiple_of, seed)
+    batch = reference_batch(VOCABULARY, grid, text_length, multiple_of, seed)
     assert batch.tokens.shape[1] % multiple_of == 0
     assert batch.tokens.shape[1] < int(batch.lengths.max()) + multiple_of
     assert batch.grid == grid
@@ -60,17 +67,18 @@ def test_every_sequence_is_cls_text_sep_image_sep(grid: tuple[int, int], text_le
 
 
 def test_the_batch_is_fixed() -> None:
-    """Its numbers are part of the format: a change makes older checkpoints' probes no wrong ones, but should be noticed."""
-    first, second = (probe_batch(VOCABULARY, GRID, 16) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(second).values(), strict=True))
-    assert not torch.equal(first.tokens, probe_batch(VOCABULARY, GRID, 16, seed=1).tokens)
+    """Its numbers are part of the format: a change does not make older checkpoints' outputs wrong, but should be noticed."""
+    first, second = (reference_batch(VOCABULARY, GRID, 16) for _ in range(2))
+    for name in ("tokens", "labels", "segments", "positions", "lengths"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert not torch.equal(first.tokens, reference_batch(VOCABULARY, GRID, 16, seed=1).tokens)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_matters(variant: str) -> None:
     """A conversion that loses any one of them is found."""
     model = make_model(VOCABULARY, VARIANTS[variant])
-    batch = probe_batch(VOCABULARY, GRID, 16)
+    batch = reference_batch(VOCABULARY, GRID, 16)
     wanted = run(model, batch)
     blind = set()
     for name, parameter in model.named_parameters():
@@ -88,10 +96,10 @@ def test_every_parameter_matters(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_streamed_is_the_plain_model_with_one_module_at_a_time(variant: str) -> None:
     model = make_model(VOCABULARY, VARIANTS[variant])
-    batch = probe_batch(VOCABULARY, GRID, 16)
+    batch = reference_batch(VOCABULARY, GRID, 16)
     read = []
     held = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    streamed = StreamedGPTFace(model.options, VOCABULARY, held, read.append)
+    streamed = streamed_model(MilmItm(), model.options, VOCABULARY, held, read.append)
     seen = []
 
     def here(*_: object) -> None:
@@ -100,46 +108,51 @@ def test_streamed_is_the_plain_model_with_one_module_at_a_time(variant: str) -> 
     for module in streamed.modules():
         module.register_forward_hook(here, prepend=True)
     found = run(streamed, batch)
-    assert difference(found, run(model, batch)) == {"text": 0.0, "image": 0.0, "match": 0.0}
+    assert difference(found, run(model, batch)) == {"text": 0.0, "image": 0.0, "itm": 0.0}
     largest = max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules())
     # The token head keeps its own bias while its two parts run.
     assert max(seen) <= largest + VOCABULARY.size
     assert all(p.is_meta for p in streamed.parameters())
-    assert sum(read) == StreamedGPTFace.reads(model.options, VOCABULARY)
+    assert sum(read) == values_read(MilmItm(), model.options, VOCABULARY)
 
 
-def test_a_probe_comes_back_and_says_when_it_is_anothers(tmp_path: Path) -> None:
-    batch = probe_batch(VOCABULARY, GRID, 16)
-    probe = Probe(batch, run(make_model(VOCABULARY), batch), "bfloat16")
-    path = tmp_path / "probe.safetensors"
-    probe.save(path)
-    found = Probe.load(path, VOCABULARY)
-    assert found.dtype == "bfloat16"
-    for a, b in ((found.batch, probe.batch), (found.logits, probe.logits)):
-        assert all(torch.equal(one, other) for one, other in zip(vars(a).values(), vars(b).values(), strict=True))
-    other = Vocabulary(text_size=41, image_codes=23, text_sha256="a" * 64, image_sha256="b" * 64)
-    with pytest.raises(UserError, match="it is another model's"):
-        Probe.load(path, other)
+def test_outputs_are_read_as_written_and_other_files_are_refused(tmp_path: Path) -> None:
+    batch = reference_batch(VOCABULARY, GRID, 16)
+    recorded = ReferenceOutputs(batch, run(make_model(VOCABULARY), batch), "bfloat16")
+    path = tmp_path / "reference.safetensors"
+    recorded.save(path)
+    read = ReferenceOutputs.load(path)
+    assert read.dtype == "bfloat16"
+    for name in ("tokens", "labels", "segments", "positions", "lengths"):
+        assert torch.equal(getattr(read.batch, name), getattr(batch, name))
+    assert read.outputs.keys() == {"text", "image", "itm"}
+    assert all(torch.equal(read.outputs[name], output) for name, output in recorded.outputs.items())
     with pytest.raises(UserError, match="does not exist"):
-        Probe.load(tmp_path / "nothing", VOCABULARY)
+        ReferenceOutputs.load(tmp_path / "nothing")
+    earlier = path.read_bytes().replace(b"gptface-reference-2", b"gptface-reference-1")
+    (tmp_path / "earlier").write_bytes(earlier)
+    with pytest.raises(UserError, match="has the format 'gptface-reference-1', not 'gptface-reference-2'"):
+        ReferenceOutputs.load(tmp_path / "earlier")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="is no probe") as error:
-        Probe.load(path, VOCABULARY)
+    with pytest.raises(UserError, match="holds no reference outputs") as error:
+        ReferenceOutputs.load(path)
     assert "\n" not in str(error.value)
 
 
 def test_the_difference_is_relative_and_not_fooled_by_nan() -> None:
-    wanted = Logits(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]]), torch.ones(1, 2))
-    found = Logits(torch.tensor([[3.0, 4.5]]), torch.tensor([[0.0, float("nan")]]), torch.ones(1, 2))
-    errors = difference(found, wanted)
+    wanted = {"text": torch.tensor([[3.0, 4.0]]), "image": torch.tensor([[0.0, 2.0]]), "itm": torch.ones(1, 2)}
+    outputs = wanted | {"text": torch.tensor([[3.0, 4.5]]), "image": torch.tensor([[0.0, float("nan")]])}
+    errors = difference(outputs, wanted)
     assert errors["text"] == pytest.approx(0.1)
     assert errors["image"] != errors["image"]
-    assert errors["match"] == 0
+    assert errors["itm"] == 0
+    with pytest.raises(UserError, match="are another model's"):
+        difference(outputs | {"itm": torch.ones(1, 3)}, wanted)
 
 
 def test_long_captions_fit_the_model() -> None:
     options = ModelOptions(layers=1, hidden=8, heads=2, ffn=8, text_positions=9, rows=3, columns=4)
-    batch: ProbeBatch = probe_batch(VOCABULARY, GRID, options.text_positions - 3)
+    batch: ReferenceBatch = reference_batch(VOCABULARY, GRID, options.text_positions - 3)
     text = batch.segments == TEXT
     assert int(batch.positions[text].max()) == options.text_positions - 1
     run(make_model(VOCABULARY, options), batch)

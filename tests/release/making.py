@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,10 +12,13 @@ from gptface_dist.checkpoint.pieces import Piece, Pieces
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.distributed.collectives import Ranks
-from gptface_dist.model import reference_batch
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.model.reference_batch import reference_batch
+from gptface_dist.objectives.milm_itm import MilmItm
+from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs, reference_outputs
+from gptface_dist.objectives.registry import ObjectiveOptions
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.tokenizers.image import save_model
 from gptface_dist.tokenizers.text import TextOptions, train_text_tokenizer
@@ -61,7 +64,7 @@ def make_checkpoint(
     tokenizers: Path,
     step: int = 200,
     average: GPTFace | None = None,
-    logits: reference_batch.Logits | None = None,
+    outputs: Mapping[str, torch.Tensor] | None = None,
     dtype: str = "float32",
     stored_as: Callable[[str], str] = lambda name: name,
     cut: int = 499,
@@ -69,11 +72,11 @@ def make_checkpoint(
 ) -> Path:
     """A checkpoint of a run as training writes it, in pieces of at most about ``cut`` elements. Returns its folder.
 
-    ``logits`` are the model's own by default; ``stored_as`` is the table of names that the run had, and
+    ``outputs`` are the model's own by default; ``stored_as`` is the table of names that the run had, and
     without ``moments`` the optimizer's state is left out.
     """
-    batch = reference_batch.probe_batch(model.vocabulary, GRID, 16)
-    recorded = reference_batch.Probe(batch, logits or reference_batch.run(model, batch), dtype)
+    batch = reference_batch(model.vocabulary, GRID, 16)
+    recorded = ReferenceOutputs(batch, outputs or reference_outputs(MilmItm(), model, batch), dtype)
     pieces = {}
     kinds = {"weights": model} | ({"moment1": model, "moment2": model} if moments else {})
     kinds |= {"average": average} if average else {}
@@ -83,6 +86,7 @@ def make_checkpoint(
             parts = [Piece(box, _part(whole, box)) for box in _boxes(tuple(whole.shape), cut)]
             pieces[f"{kind}/{stored_as(name)}"] = Pieces(tuple(whole.shape), parts)
     config = {
+        "objective": dataclasses.asdict(ObjectiveOptions()),
         "model": dataclasses.asdict(model.options),
         "layout": dataclasses.asdict(Layout(dp=2, tp=2, zero=3)),
         "data": {
@@ -96,10 +100,10 @@ def make_checkpoint(
         state={"samples": step * 64, "tokens": step * 999},
         config=config,
         vocabulary=dataclasses.asdict(model.vocabulary),
-        metrics={"loss": 5.25, "loss/text": 3.5, "accuracy/text": 0.25, "norm": 1.0},
+        metrics={"loss": 5.25, "loss/text": 3.5, "accuracy/text": 0.25, "grad_norm": 1.0},
         versions={"torch": "2.13.0", "deepspeed": "0.19.8"},
     )
-    files = {reference_batch.PROBE_NAME: recorded.content()}
+    files = {REFERENCE_NAME: recorded.content()}
     return save(run / "checkpoints", Content(pieces, record, files), Ranks())
 
 

@@ -16,8 +16,9 @@ import torch
 
 from gptface_dist import release
 from gptface_dist.errors import UserError
-from gptface_dist.model import reference_batch
-from gptface_dist.model.parameters import parameters
+from gptface_dist.model.reference_batch import reference_batch
+from gptface_dist.objectives.milm_itm import MilmItm
+from gptface_dist.objectives.reference_outputs import ReferenceOutputs, difference, reference_outputs
 from gptface_dist.release import convert as module
 from gptface_dist.release.checkpoint import TrainingCheckpoint
 from gptface_dist.release.convert import ConvertOptions, convert
@@ -70,8 +71,9 @@ def test_bfloat16_and_the_average(run: Path, vocabulary: Vocabulary, tmp_path: P
     assert all(torch.equal(found.model.get_parameter(name), p) for name, p in averaged.named_parameters())
     assert (found.config.card.average, found.config.card.license, found.config.card.name) == (True, "mit", "Mean")
     # What a release records is its own answer, not that of the weights the run went on with.
-    recorded = reference_batch.Probe.load(tmp_path / "average" / "probe.safetensors", vocabulary)
-    assert max(reference_batch.difference(reference_batch.run(averaged, recorded.batch), recorded.logits).values()) < 1e-6
+    recorded = ReferenceOutputs.load(tmp_path / "average" / "reference.safetensors")
+    outputs = reference_outputs(MilmItm(), averaged, recorded.batch)
+    assert max(difference(outputs, recorded.outputs).values()) < 1e-6
 
 
 def test_the_latest_checkpoint_of_a_run_is_taken(run: Path, vocabulary: Vocabulary, tokenizers: Path, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_the_latest_checkpoint_of_a_run_is_taken(run: Path, vocabulary: Vocabula
 def pairs(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """Names of equal shape: a table that confuses them fits everywhere."""
     by_shape: dict[tuple[int, ...], list[str]] = {}
-    for entry in parameters(OPTIONS, vocabulary):
+    for entry in MilmItm().parameters(OPTIONS, vocabulary):
         by_shape.setdefault(entry.shape, []).append(entry.name)
     return [pair for names in by_shape.values() for pair in itertools.pairwise(names)]
 
@@ -103,7 +105,7 @@ def test_a_wrong_entry_in_the_table_of_names_is_refused(tokenizers: Path, vocabu
             stored_as=lambda name, table=swapped: table.get(name, name),
             moments=False,
         )
-        with pytest.raises(UserError, match="the plain model's logits are not those of the training run") as error:
+        with pytest.raises(UserError, match="the plain model's outputs are not those of the training run") as error:
             convert(tmp_path / str(number), tmp_path / "release", FLOAT32)
         assert "\n" not in str(error.value)
         assert not (tmp_path / "release").exists()
@@ -135,14 +137,14 @@ def test_other_logits_are_refused_beyond_the_tolerance(
     tokenizers: Path, vocabulary: Vocabulary, tmp_path: Path, dtype: str
 ) -> None:
     model = make_model(vocabulary)
-    own = reference_batch.run(model, reference_batch.probe_batch(vocabulary, GRID, 16))
+    own = reference_outputs(MilmItm(), model, reference_batch(vocabulary, GRID, 16))
     tolerance = module.TOLERANCES[dtype]
     for number, (factor, accepted) in enumerate([(0.9, True), (1.1, False), (float("nan"), False)]):
-        wrong = reference_batch.Logits(own.text, own.image, own.match * (1 + factor * tolerance))
-        make_checkpoint(tmp_path / str(number), model, tokenizers, logits=wrong, dtype=dtype, moments=False)
+        wrong = own | {"itm": own["itm"] * (1 + factor * tolerance)}
+        make_checkpoint(tmp_path / str(number), model, tokenizers, outputs=wrong, dtype=dtype, moments=False)
         if accepted:
             card = convert(tmp_path / str(number), tmp_path / "accepted", FLOAT32)
-            assert card.parity["match"] == pytest.approx(0.9 * tolerance, rel=0.1)
+            assert card.parity["itm"] == pytest.approx(0.9 * tolerance, rel=0.1)
         else:
             with pytest.raises(UserError, match=f"at most {tolerance:g}"):
                 convert(tmp_path / str(number), tmp_path / "refused", FLOAT32)
@@ -153,13 +155,13 @@ def test_rounding_that_changes_the_model_is_refused(tokenizers: Path, vocabulary
     model = make_model(vocabulary)
     with torch.no_grad():
         # Two large numbers whose difference carries the answer, and is lost in 8 bits.
-        model.match_head.output.bias.copy_(torch.tensor([300.9, 301.1]))
-        model.match_head.output.weight.mul_(100)
+        model.itm_head.output.bias.copy_(torch.tensor([300.9, 301.1]))
+        model.itm_head.output.weight.mul_(100)
         for layer in model.layers:
             layer.projection.weight.mul_(40)
             layer.qkv.weight.mul_(6)
     make_checkpoint(tmp_path / "run", model, tokenizers)
-    with pytest.raises(UserError, match="bfloat16 changes the logits too much"):
+    with pytest.raises(UserError, match="bfloat16 changes the outputs too much"):
         convert(tmp_path / "run", tmp_path / "release", ConvertOptions(dtype="bfloat16"))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     convert(tmp_path / "run", tmp_path / "release", FLOAT32)
@@ -192,7 +194,7 @@ def test_damaged_tensors_are_found(tokenizers: Path, vocabulary: Vocabulary, tmp
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("name", ["run.json", "probe.safetensors", "manifest.json", "state/.metadata"])
+@pytest.mark.parametrize("name", ["run.json", "reference.safetensors", "manifest.json", "state/.metadata"])
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
 def test_damaged_small_files_are_found(run: Path, tmp_path: Path, name: str, place: float) -> None:
     folder = run / "checkpoints" / "step-00000200"

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel
 
 from gptface_dist import release
 from gptface_dist.errors import UserError
-from gptface_dist.model.reference_batch import probe_batch
+from gptface_dist.model.reference_batch import reference_batch
 from gptface_dist.release.huggingface import GPTFaceConfig, GPTFaceModel
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from tests.release.making import GRID, make_model
@@ -36,14 +36,18 @@ def test_auto_classes_give_the_plain_model(saved: Path) -> None:
         for name, parameter in plain.named_parameters():
             assert torch.equal(model.plain.get_parameter(name), parameter)
             assert model.plain.get_parameter(name).dtype == dtype
-    batch = probe_batch(plain.vocabulary, GRID, 16)
+    batch = reference_batch(plain.vocabulary, GRID, 16)
     inputs = batch.tokens, batch.segments, batch.positions, batch.lengths
-    matched = torch.tensor([1, 0, 1, 1])
-    found = model(*inputs, labels=batch.labels, matched=matched)
+    itm_label = torch.tensor([1, 0, 1, 1])
+    found = model(*inputs, labels=batch.labels, itm_label=itm_label)
     features = plain(*inputs)
     assert torch.equal(found.last_hidden_state, features)
-    assert torch.equal(found.match_logits, plain.match_logits(features))
-    assert found.losses.image.loss == plain.losses(features, batch.labels, matched).image.loss
+    assert torch.equal(found.itm_logits, plain.itm_logits(features))
+    chosen, ids = batch.asked(plain.vocabulary.image_range), plain.vocabulary.image_range
+    assert found.losses["image"].loss == plain.token_loss(features[chosen], batch.labels[chosen], ids)[0]
+    assert found.losses["image"].items == int(chosen.sum())
+    itm = torch.nn.functional.cross_entropy(plain.itm_logits(features).float(), itm_label, reduction="sum")
+    assert found.losses["itm"].loss == itm
     assert model(*inputs).losses is None
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from gptface_dist import release
 from gptface_dist.errors import UserError
-from gptface_dist.model.plain import GPTFace
-from gptface_dist.model.reference_batch import Probe, difference, run
+from gptface_dist.objectives.milm_itm import MilmItm
+from gptface_dist.objectives.reference_outputs import ReferenceOutputs, difference, reference_outputs
 from gptface_dist.release import inspection
 from gptface_dist.release import tensors as files
 from gptface_dist.release.card import Card
@@ -61,7 +61,7 @@ def test_a_model_comes_back_to_the_bit(
     assert found.text.size == vocabulary.text_size
     assert found.image.codes == vocabulary.image_codes
     for path in (tmp_path / "release").glob("*.safetensors"):
-        assert path.stat().st_size < max(shard_bytes, 4 * 300 * 16) + 10_000 or path.name == "probe.safetensors"
+        assert path.stat().st_size < max(shard_bytes, 4 * 300 * 16) + 10_000 or path.name == "reference.safetensors"
 
 
 def test_the_files_are_hugging_faces(saved: Path, vocabulary: Vocabulary) -> None:
@@ -86,8 +86,8 @@ def test_the_files_are_hugging_faces(saved: Path, vocabulary: Vocabulary) -> Non
 def test_bfloat16_is_rounded_once(tokenizers: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
     model = make_model(vocabulary)
     release.save(model, tokenizers, tmp_path / "release", GRID, dtype=torch.bfloat16)
-    stored = GPTFace.from_pretrained(tmp_path / "release")
-    widened = GPTFace.from_pretrained(tmp_path / "release", dtype=torch.float32)
+    stored = release.load(tmp_path / "release").model
+    widened = release.load(tmp_path / "release", dtype=torch.float32).model
     for name, parameter in model.named_parameters():
         rounded = parameter.bfloat16()
         assert stored.get_parameter(name).dtype == torch.bfloat16
@@ -104,20 +104,26 @@ def test_a_loaded_model_trains_and_is_not_the_file(saved: Path) -> None:
     assert release.load(saved).model.embeddings.word.weight.abs().sum() > 0
 
 
-def test_the_probe_tells_what_the_model_computes(saved: Path, vocabulary: Vocabulary) -> None:
-    probe = Probe.load(saved / "probe.safetensors", vocabulary)
-    assert probe.batch.grid == GRID
-    found = run(release.load(saved).model, probe.batch)
-    assert max(difference(found, probe.logits).values()) < 1e-6
-    other = run(make_model(vocabulary, seed=3), probe.batch)
-    assert min(difference(other, probe.logits).values()) > 0.1
+def test_the_reference_outputs_tell_what_the_model_computes(saved: Path, vocabulary: Vocabulary) -> None:
+    recorded = ReferenceOutputs.load(saved / "reference.safetensors")
+    assert recorded.batch.grid == GRID
+    outputs = reference_outputs(MilmItm(), release.load(saved).model, recorded.batch)
+    assert max(difference(outputs, recorded.outputs).values()) < 1e-6
+    other = reference_outputs(MilmItm(), make_model(vocabulary, seed=3), recorded.batch)
+    assert min(difference(other, recorded.outputs).values()) > 0.1
 
 
 def test_the_manifest_has_every_file(saved: Path) -> None:
     listed = json.loads((saved / "manifest.json").read_text())["files"]
     there = {path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()} - {"manifest.json"}
     assert listed.keys() == there
-    assert {"README.md", "config.json", "probe.safetensors", "tokenizers/image/config.json", "tokenizers/text.model"} < there
+    assert {
+        "README.md",
+        "config.json",
+        "reference.safetensors",
+        "tokenizers/image/config.json",
+        "tokenizers/text.model",
+    } < there
     for name, entry in listed.items():
         data = (saved / name).read_bytes()
         assert (entry["bytes"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
@@ -167,7 +173,7 @@ def hook(event, arguments):
         raise AssertionError("unpickled", arguments)
 sys.addaudithook(hook)
 found = release.load(sys.argv[1])
-model = GPTFace.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+model = release.load(sys.argv[1], dtype=torch.bfloat16).model
 ids = found.text.encode("hat")
 picture = found.image.decode(torch.zeros(1, 2, 2, dtype=torch.long))
 tokens = torch.tensor([[found.vocabulary.cls_id, *ids, found.vocabulary.sep_id]])
@@ -192,7 +198,7 @@ def test_a_flipped_bit_is_found(copy: Path, name: str, place: float) -> None:
     data = bytearray(path.read_bytes())
     data[int(place * len(data))] ^= 4
     path.write_bytes(data)
-    # Loading does not look at the manifest's entries of the probe and the card.
+    # Loading does not look at the manifest's entries of reference outputs and card.
     problem = refusal(copy) or next(inspection.verify(copy))
     assert "\n" not in problem
     assert str(copy) in problem
@@ -230,7 +236,7 @@ def edit(path: Path, change: Callable[[dict], None]) -> None:
     ("change", "message"),
     [
         (lambda raw: raw.update(model_type="bert"), "describes a model of type 'bert', not 'gptface'"),
-        (lambda raw: raw.update(format="gptface-release-9"), "has the format 'gptface-release-9', not 'gptface-release-1'"),
+        (lambda raw: raw.update(format="gptface-release-9"), "has the format 'gptface-release-9', not 'gptface-release-2'"),
         (lambda raw: raw["options"].update(heads=5), "contradicts itself"),
         (lambda raw: raw["options"].update(rotary=True), "contradicts itself"),
         (lambda raw: raw["options"].update(layers=3), "lacks layers.2"),

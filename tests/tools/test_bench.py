@@ -52,9 +52,9 @@ def test_batch_lists_the_samples_of_a_step(run: Path) -> None:
     assert len(first) == len(second) == 16
     assert len({row["text key"] for row in first + second}) > 16
     assert rows("data.micro_batch=16") == first
-    assert {row["matched"] for row in first} == {"0", "1"}
+    assert {row["itm"] for row in first} == {"0", "1"}
     masked = [int(row["text masked"]) + int(row["image masked"]) for row in first]
-    assert [number == 0 for number in masked] == [row["matched"] == "0" for row in first]
+    assert [number == 0 for number in masked] == [row["itm"] == "0" for row in first]
 
 
 def test_batch_refuses_other_tokenizers(run: Path) -> None:

@@ -50,10 +50,10 @@ def test_convert_inspect_damage(run: Path, tmp_path: Path) -> None:
 
     path = out / "README.md"
     path.write_text(path.read_text() + "edited")
-    (out / "probe.safetensors").unlink()
+    (out / "reference.safetensors").unlink()
     status, told, error = gptface("inspect", out, "--verify")
     assert (status, error) == (1, "")
-    assert f"{out / 'probe.safetensors'} is missing" in told
+    assert f"{out / 'reference.safetensors'} is missing" in told
     assert f"{path} has" in told
     assert told.endswith("problems: 2\n")
 

@@ -22,12 +22,12 @@ from gptface_dist.errors import UserError
 from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import Parameter
+from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
-from gptface_dist.parallel.options import EngineOptions, LossWeights, OptimizerOptions
+from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
 from gptface_dist.tools.main import app
 from gptface_dist.training.analysis.attention_report import LayerReport, entries, read
-from gptface_dist.training.callbacks import journal
 from gptface_dist.training.options import AttentionHealthOptions
 from tests.corpus import VOCABULARY as CORPUS
 from tests.corpus import write_tokens
@@ -103,7 +103,7 @@ def train(job: Job, rank: int) -> dict[str, Any]:
 
     options = EngineOptions(attention=job.attention, recompute=job.recompute)
     # So small that the weights stay.
-    engine = Engine(job.model, VOCABULARY, job.layout, 0, OptimizerOptions(lr=1e-9), LossWeights(), options)
+    engine = Engine(MilmItm(), job.model, VOCABULARY, job.layout, 0, OptimizerOptions(lr=1e-9), options)
     run: Any = SimpleNamespace(
         engine=engine, config=SimpleNamespace(engine=options), place=Place(rank), state=SimpleNamespace(step=0)
     )
@@ -237,7 +237,7 @@ def test_a_report_is_read_back_from_the_journal(tmp_path: Path) -> None:
     }
     records: list[dict[str, Any]] = [{"loss": 1.0}, entries(0, layers[0]) | entries(11, layers[11]), {"loss": 1.0}]
     lines = [json.dumps({"step": step + 1, "kind": "train", **record}) + "\n" for step, record in enumerate(records)]
-    (tmp_path / journal.NAME).write_text("".join(lines))
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
     assert read(tmp_path).step == 2
     assert read(tmp_path).layers == layers
     assert read(tmp_path, 2) == read(tmp_path)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from gptface_dist.errors import UserError
 from gptface_dist.training.analysis.report import Section, write
-from gptface_dist.training.callbacks import journal
+from gptface_dist.training.metrics import NAME
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     train = [{"step": s, "kind": "train", "loss/text": 4 / s, "loss/image": 1.0, "tokens": 100, "seconds": 2.0} for s in (1, 2)]
-    last = {"step": 2, "kind": "evaluation", "loss/text": 1.5, "accuracy/text": 0.25, "unigram/text": 3.25}
-    (folder / journal.NAME).write_text("".join(json.dumps(record) + "\n" for record in [*train, last]))
+    last = {"step": 2, "kind": "evaluation", "loss/text": 1.5, "accuracy/text": 0.25, "constant_guess/text": 3.25}
+    (folder / NAME).write_text("".join(json.dumps(record) + "\n" for record in [*train, last]))
     return folder
 
 

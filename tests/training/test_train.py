@@ -14,9 +14,10 @@ import yaml
 
 from gptface_dist.data.options import DataConfig, SourceConfig
 from gptface_dist.data.stream import StreamOptions
-from gptface_dist.data.sources import token_loader
+from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.sequence import IGNORE
-from gptface_dist.training.callbacks import journal
+from gptface_dist.training.data import batch_loader
+from gptface_dist.training.metrics import NAME, read_metrics
 from gptface_dist.training.schedule import ScheduleOptions
 from tests.corpus import VOCABULARY, write_tokens
 
@@ -83,24 +84,24 @@ def pipeline(folder: Path) -> Path:
 
 def test_a_pipeline_learns_what_one_process_learns(alone: Path, pipeline: Path) -> None:
     for kind, names in (("train", ["loss", "norm", "loss/text", "loss/image", "loss/match"]), ("evaluation", ["loss"])):
-        one, two = journal.read(alone, kind), journal.read(pipeline, kind)
+        one, two = read_metrics(alone, kind), read_metrics(pipeline, kind)
         assert [record["step"] for record in one] == [record["step"] for record in two]
         for a, b in zip(one, two, strict=True):
             assert [a[name] for name in names] == pytest.approx([b[name] for name in names], rel=2e-5)
-    assert journal.read(alone)[-1]["loss"] < journal.read(alone)[0]["loss"]
+    assert read_metrics(alone)[-1]["loss"] < read_metrics(alone)[0]["loss"]
 
 
 def test_the_journal_has_every_step(alone: Path, folder: Path) -> None:
-    records = journal.read(alone)
+    records = read_metrics(alone)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     schedule = ScheduleOptions("linear", warmup=2)
     assert [record["lr"] for record in records] == pytest.approx([1e-3 * schedule.factor(s, STEPS) for s in range(STEPS)])
-    assert [record["step"] for record in journal.read(alone, "evaluation")] == [3, STEPS]
+    assert [record["step"] for record in read_metrics(alone, "evaluation")] == [3, STEPS]
     for record in records:
         parts = sum(record[f"seconds/{part}"] for part in ("data", "forward_backward", "optimizer"))
         assert record["seconds"] == pytest.approx(parts)
         assert record["tokens_per_s"] == pytest.approx(record["tokens"] / record["seconds"])
-        assert record["loss"] == pytest.approx(sum(record[f"loss/{name}"] for name in ("text", "image", "match")))
+        assert record["loss"] == pytest.approx(sum(record[f"loss/{name}"] for name in ("text", "image", "itm")))
         assert "mfu" not in record, "the peak of a CPU is not known"
 
 
@@ -116,13 +117,13 @@ def held_out(folder: Path, source: str) -> Any:
         batch=BatchOptions(text_length=40),
         workers=0,
     )
-    return token_loader(options)
+    return batch_loader(options, MilmItm())
 
 
 def test_tokens_are_counted_without_padding(alone: Path, folder: Path) -> None:
     loader = held_out(folder, "tokens")
     counted = [sum(int(batch.lengths.sum()) for batch in loader.read(step)[0]) for step in range(STEPS)]
-    assert [record["tokens"] for record in journal.read(alone)] == counted
+    assert [record["tokens"] for record in read_metrics(alone)] == counted
 
 
 def test_the_unigram_entropy_is_that_of_the_targets(alone: Path, folder: Path) -> None:
@@ -131,7 +132,7 @@ def test_the_unigram_entropy_is_that_of_the_targets(alone: Path, folder: Path) -
     for name, ids in (("text", VOCABULARY.text_range), ("image", VOCABULARY.image_range)):
         _, counts = np.unique(labels[(labels >= ids.start) & (labels < ids.stop)], return_counts=True)
         shares = counts / counts.sum()
-        for record in journal.read(alone, "evaluation"):
+        for record in read_metrics(alone, "evaluation"):
             assert record[f"unigram/{name}"] == pytest.approx(-(shares * np.log(shares)).sum())
 
 
@@ -144,7 +145,7 @@ def test_mlflow_has_one_run_with_configuration_versions_and_metrics(alone: Path,
     assert run.data.params["model.hidden"] == "32"
     assert run.data.params["data.sources"] == f"[{{path: {folder / 'tokens'}, weight: 1.0}}]"
     assert {"torch", "deepspeed", "gptface_dist"} <= set(run.data.tags)
-    losses = [record["loss"] for record in journal.read(alone)]
+    losses = [record["loss"] for record in read_metrics(alone)]
     # tracking.every is more than the run's steps: one mean over all of them.
     (metric,) = client.get_metric_history(run.info.run_id, "train/loss")
     assert metric.value == pytest.approx(np.mean(losses))
@@ -182,4 +183,4 @@ def test_a_loss_that_is_no_number_ends_all_ranks(folder: Path) -> None:
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("gptface: ")]
     assert "loss" in line
     assert "nan" in line
-    assert json.loads((folder / "nan" / journal.NAME).read_text().splitlines()[-1])["step"] == 1
+    assert json.loads((folder / "nan" / NAME).read_text().splitlines()[-1])["step"] == 1
