@@ -136,7 +136,7 @@ def caption(
 ) -> None:
     """Describe a picture; each line is p(match) and a caption."""
     from gptface_dist.generation import Guidance
-    from gptface_dist.generation.generator import CAPTION_LENGTHS, CAPTION_SAMPLING
+    from gptface_dist.generation.presets import CAPTION_LENGTHS, CAPTION_SAMPLING
 
     sampling = _sampling(CAPTION_SAMPLING, seed, steps, temperature, top_k)
     guidance = _guidance(Guidance(), None, gradient, rerank)

@@ -15,6 +15,7 @@ from gptface_dist.generation.decode import Drawn, Task, complete
 from gptface_dist.generation.model import device_of, match_probabilities
 from gptface_dist.generation.options import Guidance, Sampling
 from gptface_dist.generation.pictures import Picture, read_pixels
+from gptface_dist.generation.presets import CAPTION_LENGTHS, CAPTION_SAMPLING
 from gptface_dist.generation.sequence import compose
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.release import Release, load
@@ -24,9 +25,6 @@ from gptface_dist.tokenizers.text import TextTokenizer
 
 Source = Picture | Path | str | Image.Image | np.ndarray
 """A picture: one of ours, a file, a Pillow image, or pixels (uint8 [height, width, 3])."""
-CAPTION_LENGTHS = (6, 10, 14, 20)
-"""Tokens of the captions that are tried: decoding in parallel needs a length beforehand."""
-CAPTION_SAMPLING = Sampling(temperature=0.5)
 FEATHER = 2
 """Pixels inside a region over which the drawn picture fades in."""
 

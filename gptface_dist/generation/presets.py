@@ -1,9 +1,13 @@
-"""The editing tasks shown in the paper's figures, as starting points: which region, and how it is drawn."""
+"""Starting points: how captions are drawn, and the editing tasks of the paper's figures, with region and drawing."""
 
 from dataclasses import dataclass, field
 
 from gptface_dist.errors import UserError
 from gptface_dist.generation.options import Guidance, Sampling
+
+CAPTION_LENGTHS = (6, 10, 14, 20)
+"""Tokens of the captions that are tried: decoding in parallel needs a length beforehand."""
+CAPTION_SAMPLING = Sampling(temperature=0.5)
 
 
 @dataclass(frozen=True)

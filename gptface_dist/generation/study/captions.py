@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gptface_dist.generation import Generator
-from gptface_dist.generation.generator import CAPTION_SAMPLING
+from gptface_dist.generation.presets import CAPTION_SAMPLING
 from gptface_dist.generation.study.judge import Face, some
 from gptface_dist.generation.study.statistics import Mean, Share, chance, mean, share
 from gptface_dist.generation.study.traits import TRAITS
