@@ -1,4 +1,7 @@
-"""How pictures and captions are sampled, and what pulls the samples towards the text. Imports no torch."""
+"""How pictures and captions are sampled, and what pulls the samples towards the text. Imports no torch.
+
+Each field is an option of `gptface generate`, `edit` and `caption`, by its key in :class:`GenerationOptions`.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -23,14 +26,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise UserError(f"steps must be at least 1, not {self.steps}")
+            raise UserError(f"sampling.steps must be at least 1, not {self.steps}")
         for name in ("temperature", "confidence_noise"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be a number and not negative, not {getattr(self, name)}")
+                raise UserError(f"sampling.{name} must be a number and not negative, not {getattr(self, name)}")
         if self.top_k < 0:
-            raise UserError(f"top_k must be 0 (all tokens) or more, not {self.top_k}")
+            raise UserError(f"sampling.top_k must be 0 (all tokens) or more, not {self.top_k}")
         if not 0 <= self.seed < 1 << 63:
-            raise UserError(f"the seed must be within 0 and 2**63 - 1, not {self.seed}")
+            raise UserError(f"sampling.seed must be within 0 and 2**63 - 1, not {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,12 @@ class Gradient:
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
-            raise UserError(f"gradient iterations must be at least 1, not {self.iterations}")
+            raise UserError(f"guidance.gradient.iterations must be at least 1, not {self.iterations}")
         for name in ("strength", "kl"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"gradient {name} must be a number and not negative, not {getattr(self, name)}")
+                raise UserError(f"guidance.gradient.{name} must be a number and not negative, not {getattr(self, name)}")
         if not 0 <= self.fusion <= 1:
-            raise UserError(f"gradient fusion must be within 0 and 1, not {self.fusion}")
+            raise UserError(f"guidance.gradient.fusion must be within 0 and 1, not {self.fusion}")
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,23 @@ class Guidance:
     gradient: Gradient = field(default_factory=Gradient)
     """By the gradient of the matching loss."""
     classifier_free: float = 0.0
-    """Strength ``s`` of classifier-free guidance (Ho and Salimans 2022): logits ``c + s (c - u)``, ``u`` without the text."""
+    """Strength ``s`` of classifier-free guidance (Ho and Salimans 2022): logits ``c + s (c - u)``, ``u`` without the text.
+    For pictures; captions refuse it."""
     rerank: int = 1
     """Draw this many and keep the one that matches best; 1 keeps what comes."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.classifier_free < math.inf:
-            raise UserError(f"classifier_free must be a number and not negative, not {self.classifier_free}")
+            raise UserError(f"guidance.classifier_free must be a number and not negative, not {self.classifier_free}")
         if self.rerank < 1:
-            raise UserError(f"rerank must be at least 1, not {self.rerank}")
+            raise UserError(f"guidance.rerank must be at least 1, not {self.rerank}")
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """All options of a call."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    """How tokens are drawn."""
+    guidance: Guidance = field(default_factory=Guidance)
+    """What pulls them towards the text."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from gptface_dist.errors import UserError
-from gptface_dist.generation.options import Guidance, Sampling
+from gptface_dist.generation.options import GenerationOptions, Guidance, Sampling
 
 CAPTION_LENGTHS = (6, 10, 14, 20)
 """Tokens of the captions that are tried: decoding in parallel needs a length beforehand."""
@@ -26,6 +26,11 @@ class Preset:
     """How tokens are drawn."""
     guidance: Guidance = field(default_factory=Guidance)
     """What pulls them towards the text."""
+
+    @property
+    def options(self) -> GenerationOptions:
+        """The options that `gptface edit` starts from."""
+        return GenerationOptions(self.sampling, self.guidance)
 
 
 TASKS = {
