@@ -63,7 +63,7 @@ def generate(
 
     check_out(out)
     options = override(GenerationOptions(), overrides or [])
-    generator = load(release, device)
+    generator = load_generator(release, device)
     with _progress("drawing", len(text) * n * options.guidance.rerank) as on_step:
         drawn = generator.generate(text, n, options.sampling, options.guidance, on_step)
     write_image(strip([picture.image for picture in drawn], columns or n), out)
@@ -113,9 +113,9 @@ def edit(
     if len(wheres) != len(texts):
         raise UserError(f"{len(texts)} texts and {len(wheres)} regions: give one region, or one for each text")
     options = override(preset.options, overrides or [])
-    generator = load(release, device)
+    generator = load_generator(release, device)
     chosen = [regions.region(where, generator.size, parsing) for where in wheres]
-    current = generator.read(image, resize)
+    current = generator.read_picture(image, resize)
     shown = [current]
     with _progress("editing", (len(texts) - 1 + n) * options.guidance.rerank) as on_step:
         for number, (words, where) in enumerate(zip(texts, chosen, strict=True), 1):
@@ -147,7 +147,7 @@ def caption(
     from gptface_dist.generation.presets import CAPTION_LENGTHS, CAPTION_SAMPLING
 
     options = override(GenerationOptions(CAPTION_SAMPLING), overrides or [])
-    generator = load(release, device)
+    generator = load_generator(release, device)
     with _progress("describing", n * len(CAPTION_LENGTHS) * options.guidance.rerank) as on_step:
         found = generator.caption(image, n, options.sampling, options.guidance, on_step=on_step)
     for one in found:
@@ -161,7 +161,7 @@ def score(
     device: Device = None,
 ) -> None:
     """Print p(match): how likely the model finds it that picture and text belong together."""
-    print(f"{load(release, device).score(image, text):.4f}")
+    print(f"{load_generator(release, device).score(image, text):.4f}")
 
 
 def register(app: typer.Typer) -> None:
@@ -170,7 +170,7 @@ def register(app: typer.Typer) -> None:
         app.command(command.__name__)(command)
 
 
-def load(release: Path, device: str | None) -> "Generator":
+def load_generator(release: Path, device: str | None) -> "Generator":
     """A release on ``device``: by default a GPU where there is one; :class:`UserError` for another name or no GPU."""
     import torch
 

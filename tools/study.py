@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gptface_dist.tools.generate import Device, load
+from gptface_dist.tools.generate import Device, load_generator
 from gptface_dist.tools.progress import bar
 
 
@@ -34,7 +34,7 @@ def study(
 
     options = StudyOptions(prompts, edits, seeds, judge_faces, held_out, epochs, steps)
     folder = open_pictures(faces)
-    generator = load(release, device)
+    generator = load_generator(release, device)
     # Before the work, not after it.
     report.make_folder(out)
     with bar() as progress:

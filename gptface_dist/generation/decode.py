@@ -11,32 +11,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptface_dist.generation.guidance import pull
+from gptface_dist.generation.guidance import guidance_shift
 from gptface_dist.generation.model import device_of, fast_products, logits_of, match_probabilities
 from gptface_dist.generation.noise import Noise
 from gptface_dist.generation.options import Guidance, Sampling
-from gptface_dist.generation.sequence import Rows, Unfinished, batches, stack
+from gptface_dist.generation.sequence import MaskedSequence, PaddedBatch, batches, stack
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.sequence import IMAGE
 
 
 @dataclass(frozen=True)
-class Task:
+class DecodeRequest:
     """A sequence to complete."""
 
-    sequence: Unfinished
+    sequence: MaskedSequence
     """It."""
-    without_text: Unfinished | None
+    without_text: MaskedSequence | None
     """The same image with an empty text, for classifier-free guidance; None where that makes no sense."""
     number: int
     """Which sample of the call this is: names its noise."""
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DecodeResult:
     """A completed sequence."""
 
-    sequence: Unfinished
+    sequence: MaskedSequence
     """With its tokens in place."""
     match: float
     """p(match) of image and text."""
@@ -49,35 +49,37 @@ def still_masked(step: int, steps: int, before: int, total: int) -> int:
     return max(0, min(before - 1, math.floor(math.cos(math.pi * step / (2 * steps)) * total)))
 
 
-def complete(
+def decode(
     model: GPTFace,
-    tasks: Sequence[Task],
+    requests: Sequence[DecodeRequest],
     ids: range,
     sampling: Sampling,
     options: Guidance,
     done: Callable[[], None] = lambda: None,
-) -> list[Drawn]:
+) -> list[DecodeResult]:
     """Complete sequences, each as if it were alone: the others, their number and order change nothing.
 
     All candidates of all sequences fill batches together, so that a few sequences do not leave a GPU's rows empty.
 
     Args:
         model: in evaluation mode.
-        tasks: what to complete.
+        requests: what to complete.
         ids: the joint ids to draw from: those of the wanted tokens' modality.
         sampling: steps, temperature, seed.
         options: guidance.
         done: called for every candidate that is complete, for progress.
     """
-    found: list[Drawn | None] = [None] * len(tasks)
-    draws = [(number, candidate) for candidate in range(options.rerank) for number in range(len(tasks))]
-    for batch in batches([tasks[number].sequence for number, _ in draws], device_of(model)):
-        numbers = [draws[row][0] for row in batch]
-        chosen = [tasks[number] for number in numbers]
-        noises = [Noise(sampling.seed, tasks[number].number, candidate) for number, candidate in (draws[row] for row in batch)]
+    found: list[DecodeResult | None] = [None] * len(requests)
+    draws = [(number, candidate) for candidate in range(options.rerank) for number in range(len(requests))]
+    for rows in batches([requests[number].sequence for number, _ in draws], device_of(model)):
+        numbers = [draws[row][0] for row in rows]
+        chosen = [requests[number] for number in numbers]
+        noises = [
+            Noise(sampling.seed, requests[number].number, candidate) for number, candidate in (draws[row] for row in rows)
+        ]
         with fast_products(device_of(model)):
-            completed = _decode(model, chosen, ids, noises, sampling, options)
-        for number, drawn in zip(numbers, completed, strict=True):
+            results = _decode_batch(model, chosen, ids, noises, sampling, options)
+        for number, drawn in zip(numbers, results, strict=True):
             best = found[number]
             if best is None or drawn.match > best.match:
                 found[number] = drawn
@@ -86,34 +88,39 @@ def complete(
 
 
 @torch.no_grad()
-def _decode(
-    model: GPTFace, tasks: Sequence[Task], ids: range, noises: Sequence[Noise], sampling: Sampling, options: Guidance
-) -> list[Drawn]:
+def _decode_batch(
+    model: GPTFace,
+    requests: Sequence[DecodeRequest],
+    ids: range,
+    noises: Sequence[Noise],
+    sampling: Sampling,
+    options: Guidance,
+) -> list[DecodeResult]:
     device, mask_id = device_of(model), model.vocabulary.mask_id
-    rows = stack([task.sequence for task in tasks], device)
-    hidden = torch.zeros_like(rows.tokens, dtype=torch.bool)
-    for row, task in enumerate(tasks):
-        hidden[row, : len(task.sequence.tokens)] = task.sequence.wanted.to(device)
-    places = [hidden[row].nonzero()[:, 0] for row in range(len(tasks))]
-    rows.tokens[hidden] = mask_id
-    free = _Free(tasks, device) if options.classifier_free > 0 else None
+    batch = stack([request.sequence for request in requests], device)
+    hidden = torch.zeros_like(batch.tokens, dtype=torch.bool)
+    for row, request in enumerate(requests):
+        hidden[row, : len(request.sequence.tokens)] = request.sequence.wanted.to(device)
+    places = [hidden[row].nonzero()[:, 0] for row in range(len(requests))]
+    batch.tokens[hidden] = mask_id
+    unconditional = UnconditionalBranch(requests, device) if options.classifier_free > 0 else None
     for step in range(1, sampling.steps + 1):
-        own = logits = logits_of(model, rows, hidden, ids)
-        if free is not None:
-            logits = logits + options.classifier_free * (own - free.logits(model, rows, hidden, ids))
+        own = logits = logits_of(model, batch, hidden, ids)
+        if unconditional is not None:
+            logits = logits + options.classifier_free * (own - unconditional.logits(model, batch, hidden, ids))
         if options.gradient.strength > 0:
-            logits = logits + pull(model, rows, hidden, own, ids, options.gradient)
+            logits = logits + guidance_shift(model, batch, hidden, own, ids, options.gradient)
         counts = [int(hidden[row, place].sum()) for row, place in enumerate(places)]
         for row, part in enumerate(logits.split(counts)):
             masked = hidden[row, places[row]]
             kept, tokens = commit(part, masked, noises[row], step, sampling)
             where = places[row][masked.nonzero()[:, 0][kept]]
-            rows.tokens[row, where] = tokens + ids.start
+            batch.tokens[row, where] = tokens + ids.start
             hidden[row, where] = False
         if not hidden.any():
             break
-    finished = [task.sequence.completed(rows.tokens[row, places[row]].cpu()) for row, task in enumerate(tasks)]
-    return [Drawn(*both) for both in zip(finished, match_probabilities(model, finished), strict=True)]
+    finished = [request.sequence.completed(batch.tokens[row, places[row]].cpu()) for row, request in enumerate(requests)]
+    return [DecodeResult(*both) for both in zip(finished, match_probabilities(model, finished), strict=True)]
 
 
 def commit(logits: Tensor, masked: Tensor, noise: Noise, step: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -157,20 +164,20 @@ def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Ten
     return drawn, logits.log_softmax(-1).gather(-1, drawn.unsqueeze(-1))[:, 0]
 
 
-class _Free:
+class UnconditionalBranch:
     """The same images with an empty text, in step with the sequences that have one."""
 
-    def __init__(self, tasks: Sequence[Task], device: torch.device):
-        without = [task.without_text for task in tasks if task.without_text is not None]
-        if len(without) != len(tasks):
+    def __init__(self, requests: Sequence[DecodeRequest], device: torch.device):
+        without = [request.without_text for request in requests if request.without_text is not None]
+        if len(without) != len(requests):
             raise ValueError("classifier-free guidance needs each sequence without its text too")
-        self._rows = stack(without, device)
-        self._image = self._rows.segments == IMAGE
+        self._batch = stack(without, device)
+        self._image = self._batch.segments == IMAGE
 
-    def logits(self, model: GPTFace, rows: Rows, hidden: Tensor, ids: range) -> Tensor:
-        """Logits of the tokens that ``hidden`` marks in ``rows``, whose images are copied over."""
-        image = rows.segments == IMAGE
-        self._rows.tokens[self._image] = rows.tokens[image]
+    def logits(self, model: GPTFace, batch: PaddedBatch, hidden: Tensor, ids: range) -> Tensor:
+        """Logits of the tokens that ``hidden`` marks in ``batch``, whose images are copied over."""
+        image = batch.segments == IMAGE
+        self._batch.tokens[self._image] = batch.tokens[image]
         masked = torch.zeros_like(self._image)
         masked[self._image] = hidden[image]
-        return logits_of(model, self._rows, masked, ids)
+        return logits_of(model, self._batch, masked, ids)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptface_dist.errors import UserError
 from gptface_dist.generation import presets, region
-from gptface_dist.generation.decode import Drawn, Task, complete
+from gptface_dist.generation.decode import DecodeRequest, DecodeResult, decode
 from gptface_dist.generation.model import device_of, match_probabilities
 from gptface_dist.generation.options import Guidance, Sampling
 from gptface_dist.generation.pictures import Picture, read_pixels
@@ -82,10 +82,10 @@ class Generator:
     @classmethod
     def from_pretrained(cls, path: Path | str, device: torch.device | str = "cpu") -> "Generator":
         """Read a release; :class:`UserError` where it is none, or its tokenizers are not its model's."""
-        return cls.of(load(path, dtype=torch.float32, device=device))
+        return cls.from_release(load(path, dtype=torch.float32, device=device))
 
     @classmethod
-    def of(cls, release: Release) -> "Generator":
+    def from_release(cls, release: Release) -> "Generator":
         """Of a release that has been loaded; what it says of its training limits what can be asked of it."""
         data = release.config.card.config.get("data", {})
         longest, dropped = data.get("batch", {}).get("text_length"), data.get("masking", {}).get("drop_share")
@@ -112,18 +112,18 @@ class Generator:
             raise UserError(f"at least 1 picture must be drawn, not {n}")
         texts = [text] if isinstance(text, str) else list(text)
         nothing, everything = torch.zeros(self._grid, dtype=torch.int64), torch.ones(self._grid, dtype=torch.bool)
-        tasks: list[Task] = []
+        requests: list[DecodeRequest] = []
         for words in texts:
             ids = self._encode_text(words)
-            tasks += [self._image_task(ids, nothing, everything, len(tasks) + i) for i in range(n)]
-        drawn = self._draw(tasks, sampling, guidance, on_step)
+            requests += [self._image_request(ids, nothing, everything, len(requests) + i) for i in range(n)]
+        drawn = self._draw(requests, sampling, guidance, on_step)
         found = []
         for number, one in enumerate(drawn):
             codes = self._codes(one.sequence.image)
             found.append(Picture(self._pixels(codes), codes.numpy(), texts[number // n], one.match))
         return found
 
-    def read(self, source: Source, resize: bool = True) -> Picture:
+    def read_picture(self, source: Source, resize: bool = True) -> Picture:
         """A picture as the model sees it: the middle square at its size, and its codes. One of ours stays as it is.
 
         :class:`UserError` where it is no picture, or of another size and not to be resized.
@@ -180,7 +180,7 @@ class Generator:
         where = preset.region if where is None else where
         if where is None:
             raise UserError(f"the task {task} needs a region: a box, a mask, or one of {', '.join(region.PLACES)}")
-        before = self.read(source, resize)
+        before = self.read_picture(source, resize)
         chosen = region.region(where, self.size) if isinstance(where, str) else np.asarray(where)
         if chosen.shape != (self.size, self.size) or chosen.dtype != bool or not chosen.any():
             raise UserError(
@@ -190,10 +190,10 @@ class Generator:
         ids = self._encode_text(text, may_be_empty=not preset.text_needed)
         codes = torch.from_numpy(before.codes)
         wanted = torch.from_numpy(region.tokens_of(chosen, self._image.factor))
-        tasks = [self._image_task(ids, codes, wanted, number) for number in range(n)]
+        requests = [self._image_request(ids, codes, wanted, number) for number in range(n)]
         options = (preset.sampling if sampling is None else sampling, preset.guidance if guidance is None else guidance)
         found = []
-        for one in self._draw(tasks, *options, on_step):
+        for one in self._draw(requests, *options, on_step):
             after = self._codes(one.sequence.image)
             pixels = region.feathered(before.pixels, self._pixels(after), chosen, feather)
             found.append(Picture(pixels, after.numpy(), text, one.match))
@@ -222,15 +222,15 @@ class Generator:
             lengths = [length for length in CAPTION_LENGTHS if length <= self.longest_text] or [self.longest_text]
         if not lengths or min(lengths) < 1 or max(lengths) > self.longest_text:
             raise UserError(f"captions have 1 to {self.longest_text} tokens, not {', '.join(map(str, lengths)) or 'none'}")
-        codes = torch.from_numpy(self.read(source).codes)
+        codes = torch.from_numpy(self.read_picture(source).codes)
         kept = torch.zeros(self._grid, dtype=torch.bool)
-        tasks: list[Task] = []
+        requests: list[DecodeRequest] = []
         for length in lengths:
             blank = torch.zeros(length, dtype=torch.int64)
             for _ in range(n):
-                tasks.append(Task(compose(self.vocabulary, blank, codes, True, kept), None, len(tasks)))
+                requests.append(DecodeRequest(compose(self.vocabulary, blank, codes, True, kept), None, len(requests)))
         best: dict[str, float] = {}
-        for one in complete(self.model, tasks, self.vocabulary.text_range, sampling, guidance, on_step):
+        for one in decode(self.model, requests, self.vocabulary.text_range, sampling, guidance, on_step):
             text = self._text.decode(one.sequence.text.tolist())
             best[text] = max(one.match, best.get(text, 0.0))
         ordered = sorted(best.items(), key=lambda item: -item[1])
@@ -238,11 +238,11 @@ class Generator:
 
     def score(self, source: Source, text: str) -> float:
         """p(match): how likely the matching head finds it that picture and text belong together."""
-        codes = torch.from_numpy(self.read(source).codes)
+        codes = torch.from_numpy(self.read_picture(source).codes)
         kept = torch.zeros(self._grid, dtype=torch.bool)
         return match_probabilities(self.model, [compose(self.vocabulary, self._encode_text(text), codes, False, kept)])[0]
 
-    def check(self, guidance: Guidance) -> None:
+    def check_guidance(self, guidance: Guidance) -> None:
         """:class:`UserError` where pictures cannot be guided so, by this model's training."""
         if guidance.classifier_free > 0 and not self._dropped_captions:
             raise UserError(
@@ -258,13 +258,15 @@ class Generator:
             raise UserError(f"the text has {len(ids)} tokens, the model takes {self.longest_text}: shorten it")
         return torch.tensor(ids, dtype=torch.int64)
 
-    def _image_task(self, ids: Tensor, codes: Tensor, wanted: Tensor, number: int) -> Task:
+    def _image_request(self, ids: Tensor, codes: Tensor, wanted: Tensor, number: int) -> DecodeRequest:
         sequence = compose(self.vocabulary, ids, codes, False, wanted)
-        return Task(sequence, compose(self.vocabulary, ids[:0], codes, False, wanted), number)
+        return DecodeRequest(sequence, compose(self.vocabulary, ids[:0], codes, False, wanted), number)
 
-    def _draw(self, tasks: Sequence[Task], sampling: Sampling, guidance: Guidance, on_step: Callable[[], None]) -> list[Drawn]:
-        self.check(guidance)
-        return complete(self.model, tasks, self.vocabulary.image_range, sampling, guidance, on_step)
+    def _draw(
+        self, requests: Sequence[DecodeRequest], sampling: Sampling, guidance: Guidance, on_step: Callable[[], None]
+    ) -> list[DecodeResult]:
+        self.check_guidance(guidance)
+        return decode(self.model, requests, self.vocabulary.image_range, sampling, guidance, on_step)
 
     def _codes(self, image: Tensor) -> Tensor:
         return (image - self.vocabulary.image_offset).view(self._grid)

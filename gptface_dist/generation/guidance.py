@@ -16,23 +16,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from gptface_dist.generation.options import Gradient
-from gptface_dist.generation.sequence import Rows
+from gptface_dist.generation.sequence import PaddedBatch
 from gptface_dist.model.plain import GPTFace
 
 
-def pull(model: GPTFace, rows: Rows, hidden: Tensor, logits: Tensor, ids: range, options: Gradient) -> Tensor:
+def guidance_shift(model: GPTFace, batch: PaddedBatch, hidden: Tensor, logits: Tensor, ids: range, options: Gradient) -> Tensor:
     """``fusion d``: float32 [M, len(ids)], what to add to the ``logits`` of the M tokens that ``hidden`` (bool [B, L]) marks.
 
     Sequences do not influence each other: the loss is a sum over them and every step is normalised by sample.
     """
     words = model.embeddings.word.weight
     with torch.no_grad():
-        embedded = model.embeddings(rows.tokens, rows.segments, rows.positions)
+        embedded = model.embeddings(batch.tokens, batch.segments, batch.positions)
         # What stands at masked tokens now is [MASK]; segment and position stay.
-        embedded[hidden] -= words[rows.tokens[hidden]]
+        embedded[hidden] -= words[batch.tokens[hidden]]
         own = functional.log_softmax(logits, -1)
         row_of = hidden.nonzero()[:, 0]
-        sizes = torch.bincount(row_of, minlength=len(rows.lengths)).tolist()
+        sizes = torch.bincount(row_of, minlength=len(batch.lengths)).tolist()
     table = words[ids.start : ids.stop].detach()
     change = torch.zeros_like(logits)
     for _ in range(options.iterations):
@@ -41,7 +41,7 @@ def pull(model: GPTFace, rows: Rows, hidden: Tensor, logits: Tensor, ids: range,
             changed = functional.log_softmax(logits + change, -1)
             soft = changed.exp().to(table.dtype) @ table
             mixed = embedded.index_put((hidden,), embedded[hidden] + soft)
-            match = model.match_logits(model.encode(mixed, rows.lengths)).float()
+            match = model.match_logits(model.encode(mixed, batch.lengths)).float()
             loss = -functional.log_softmax(match, -1)[:, 1].sum()
             loss = loss + options.kl * (changed.exp() * (changed - own)).sum()
             (gradient,) = torch.autograd.grad(loss, change)

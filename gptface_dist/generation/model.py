@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from gptface_dist.generation.sequence import Rows, Unfinished, batches, stack
+from gptface_dist.generation.sequence import MaskedSequence, PaddedBatch, batches, stack
 from gptface_dist.model.plain import GPTFace
 
 
@@ -31,20 +31,20 @@ def fast_products(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def logits_of(model: GPTFace, rows: Rows, hidden: Tensor, ids: range) -> Tensor:
+def logits_of(model: GPTFace, batch: PaddedBatch, hidden: Tensor, ids: range) -> Tensor:
     """Float32 [M, len(ids)] of the M tokens that ``hidden`` (bool [B, L]) marks, row by row."""
-    features = model(rows.tokens, rows.segments, rows.positions, rows.lengths)
+    features = model(batch.tokens, batch.segments, batch.positions, batch.lengths)
     return model.token_logits(features[hidden], ids).float()
 
 
 @torch.no_grad()
-def match_probabilities(model: GPTFace, sequences: Sequence[Unfinished]) -> list[float]:
+def match_probabilities(model: GPTFace, sequences: Sequence[MaskedSequence]) -> list[float]:
     """p(match) of finished sequences by the matching head."""
     found = [0.0] * len(sequences)
     with fast_products(device_of(model)):
         for numbers in batches(sequences, device_of(model)):
-            rows = stack([sequences[number] for number in numbers], device_of(model))
-            features = model(rows.tokens, rows.segments, rows.positions, rows.lengths)
+            batch = stack([sequences[number] for number in numbers], device_of(model))
+            features = model(batch.tokens, batch.segments, batch.positions, batch.lengths)
             for number, p in zip(numbers, model.match_logits(features).float().softmax(-1)[:, 1].tolist(), strict=False):
                 found[number] = p
     return found

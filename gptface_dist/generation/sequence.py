@@ -16,7 +16,7 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class MaskedSequence:
     """One sequence ``[CLS] text [SEP] image [SEP]`` of L tokens, on the CPU, some of which are to be drawn."""
 
     tokens: Tensor
@@ -38,14 +38,14 @@ class Unfinished:
         """int64 [text tokens]: ids of the text."""
         return self.tokens[1 : len(self.tokens) - 2 - int((self.segments == IMAGE).sum())]
 
-    def completed(self, ids: Tensor) -> "Unfinished":
+    def completed(self, ids: Tensor) -> "MaskedSequence":
         """The same sequence with its wanted tokens in place: int64 [wanted]."""
         tokens = self.tokens.clone()
         tokens[self.wanted] = ids
         return replace(self, tokens=tokens)
 
 
-def compose(vocabulary: Vocabulary, text: Tensor, codes: Tensor, wanted_text: bool, wanted_codes: Tensor) -> Unfinished:
+def compose(vocabulary: Vocabulary, text: Tensor, codes: Tensor, wanted_text: bool, wanted_codes: Tensor) -> MaskedSequence:
     """Lay out a sequence.
 
     Args:
@@ -69,11 +69,11 @@ def compose(vocabulary: Vocabulary, text: Tensor, codes: Tensor, wanted_text: bo
     wanted = torch.zeros_like(tokens, dtype=torch.bool)
     wanted[1:first_sep] = wanted_text
     wanted[image] = wanted_codes.reshape(-1)
-    return Unfinished(tokens, segments, positions, wanted)
+    return MaskedSequence(tokens, segments, positions, wanted)
 
 
 @dataclass(frozen=True)
-class Rows:
+class PaddedBatch:
     """B sequences padded to L tokens, on the model's device."""
 
     tokens: Tensor
@@ -95,7 +95,7 @@ class Shape:
     multiple: int
     """Their length is padded to a multiple of this."""
 
-    def padded(self, sequence: Unfinished) -> int:
+    def padded(self, sequence: MaskedSequence) -> int:
         """Tokens that a sequence is padded to."""
         return -(-len(sequence.tokens) // self.multiple) * self.multiple
 
@@ -105,7 +105,7 @@ def shape_on(device: torch.device) -> Shape:
     return Shape(16, 32) if device.type == "cuda" else Shape(1, 1)
 
 
-def stack(sequences: Sequence[Unfinished], device: torch.device) -> Rows:
+def stack(sequences: Sequence[MaskedSequence], device: torch.device) -> PaddedBatch:
     """Sequences of one padded length, at most as many as a batch has rows, as a batch of the fixed size."""
     shape = shape_on(device)
     size = (shape.rows, shape.padded(sequences[0]))
@@ -116,10 +116,10 @@ def stack(sequences: Sequence[Unfinished], device: torch.device) -> Rows:
         one = sequences[min(row, len(sequences) - 1)]
         lengths[row] = n = len(one.tokens)
         tokens[row, :n], segments[row, :n], positions[row, :n] = one.tokens, one.segments, one.positions
-    return Rows(*(part.to(device) for part in (tokens, segments, positions, lengths)))
+    return PaddedBatch(*(part.to(device) for part in (tokens, segments, positions, lengths)))
 
 
-def batches(sequences: Sequence[Unfinished], device: torch.device) -> Iterator[list[int]]:
+def batches(sequences: Sequence[MaskedSequence], device: torch.device) -> Iterator[list[int]]:
     """Numbers of the sequences that go into one batch together: those of one padded length, in order."""
     shape = shape_on(device)
     groups: dict[int, list[int]] = {}

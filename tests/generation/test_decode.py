@@ -141,14 +141,14 @@ def test_full_padded_batches_draw_the_same(generator: Generator, monkeypatch: py
 def test_candidates_fill_batches_together(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """One picture, best of four, in batches of four rows: one batch, and the same best candidate as one after the other."""
     monkeypatch.setattr(sequences, "shape_on", lambda device: Shape(4, 16))
-    drawing = decode._decode
+    decode_batch = decode._decode_batch
     rows: list[int] = []
 
-    def counted(model, tasks, *rest):  # type: ignore[no-untyped-def]
-        rows.append(len(tasks))
-        return drawing(model, tasks, *rest)
+    def counted(model, requests, *rest):  # type: ignore[no-untyped-def]
+        rows.append(len(requests))
+        return decode_batch(model, requests, *rest)
 
-    monkeypatch.setattr(decode, "_decode", counted)
+    monkeypatch.setattr(decode, "_decode_batch", counted)
     done: list[None] = []
     (best,) = generator.generate(TEXT, 1, Sampling(steps=3), Guidance(rerank=4), lambda: done.append(None))
     assert (rows, len(done)) == ([4], 4)

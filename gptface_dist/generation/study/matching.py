@@ -22,7 +22,7 @@ def measure_matching(
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
         for face in some(fit, pairs, rng):
-            picture = generator.read(face.pixels)
+            picture = generator.read_picture(face.pixels)
             true = generator.score(picture, prompt(face.values))
             for name in TRAITS:
                 false = generator.score(picture, prompt(changed(face.values, name, rng)))

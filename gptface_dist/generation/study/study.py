@@ -71,7 +71,7 @@ def study(
     :class:`UserError` where there are too few faces, or others, or the model cannot be guided in all ways.
     """
     for guidance in MODES.values():
-        generator.check(guidance)
+        generator.check_guidance(guidance)
     size, total = generator.size, options.judge_faces + options.held_out
     found = read_faces(faces, total, size, progress("reading faces", total))
     advance = progress("reconstructing", total)
