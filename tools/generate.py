@@ -68,8 +68,8 @@ def generate(
         drawn = generator.generate(text, n, options.sampling, options.guidance, on_step)
     write_image(strip([picture.image for picture in drawn], columns or n), out)
     for words in text:
-        found = ", ".join(f"{picture.match:.3f}" for picture in drawn if picture.text == words)
-        print(f"{words} p(match) {found}")
+        matches = ", ".join(f"{picture.match:.3f}" for picture in drawn if picture.text == words)
+        print(f"{words} p(match) {matches}")
     print(f"{len(drawn)} of {generator.size}x{generator.size} pixels in {out}")
 
 
@@ -149,9 +149,9 @@ def caption(
     options = override(GenerationOptions(CAPTION_SAMPLING), overrides or [])
     generator = load_generator(release, device)
     with _progress("describing", n * len(CAPTION_LENGTHS) * options.guidance.rerank) as on_step:
-        found = generator.caption(image, n, options.sampling, options.guidance, on_step=on_step)
-    for one in found:
-        print(f"{one.match:.3f}  {one.text}")
+        captions = generator.caption(image, n, options.sampling, options.guidance, on_step=on_step)
+    for entry in captions:
+        print(f"{entry.match:.3f}  {entry.text}")
 
 
 def score(

@@ -45,6 +45,6 @@ def study(
                 print(f"{doing} ({total})", file=sys.stderr, flush=True)
             return lambda: progress.advance(task)
 
-        found = measure(generator, folder, options, begin)
-    report.write(found, out, " ".join(["gptface", *sys.argv[1:]]))
-    print(report.markdown(found))
+        result = measure(generator, folder, options, begin)
+    report.write(result, out, " ".join(["gptface", *sys.argv[1:]]))
+    print(report.markdown(result))

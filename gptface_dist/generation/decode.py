@@ -69,7 +69,7 @@ def decode(
         options: guidance.
         done: called for every candidate that is complete, for progress.
     """
-    found: list[DecodeResult | None] = [None] * len(requests)
+    best: list[DecodeResult | None] = [None] * len(requests)
     draws = [(number, candidate) for candidate in range(options.rerank) for number in range(len(requests))]
     for rows in batches([requests[number].sequence for number, _ in draws], device_of(model)):
         numbers = [draws[row][0] for row in rows]
@@ -79,12 +79,12 @@ def decode(
         ]
         with fast_products(device_of(model)):
             results = _decode_batch(model, chosen, ids, noises, sampling, options)
-        for number, drawn in zip(numbers, results, strict=True):
-            best = found[number]
-            if best is None or drawn.match > best.match:
-                found[number] = drawn
+        for number, result in zip(numbers, results, strict=True):
+            previous = best[number]
+            if previous is None or result.match > previous.match:
+                best[number] = result
             done()
-    return [drawn for drawn in found if drawn is not None]
+    return [result for result in best if result is not None]
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ def _decode_batch(
     hidden = torch.zeros_like(batch.tokens, dtype=torch.bool)
     for row, request in enumerate(requests):
         hidden[row, : len(request.sequence.tokens)] = request.sequence.wanted.to(device)
-    places = [hidden[row].nonzero()[:, 0] for row in range(len(requests))]
+    wanted = [hidden[row].nonzero()[:, 0] for row in range(len(requests))]
     batch.tokens[hidden] = mask_id
     unconditional = UnconditionalBranch(requests, device) if options.classifier_free > 0 else None
     for step in range(1, sampling.steps + 1):
@@ -110,16 +110,16 @@ def _decode_batch(
             logits = logits + options.classifier_free * (own - unconditional.logits(model, batch, hidden, ids))
         if options.gradient.strength > 0:
             logits = logits + guidance_shift(model, batch, hidden, own, ids, options.gradient)
-        counts = [int(hidden[row, place].sum()) for row, place in enumerate(places)]
+        counts = [int(hidden[row, indices].sum()) for row, indices in enumerate(wanted)]
         for row, part in enumerate(logits.split(counts)):
-            masked = hidden[row, places[row]]
+            masked = hidden[row, wanted[row]]
             kept, tokens = commit(part, masked, noises[row], step, sampling)
-            where = places[row][masked.nonzero()[:, 0][kept]]
-            batch.tokens[row, where] = tokens + ids.start
-            hidden[row, where] = False
+            committed = wanted[row][masked.nonzero()[:, 0][kept]]
+            batch.tokens[row, committed] = tokens + ids.start
+            hidden[row, committed] = False
         if not hidden.any():
             break
-    finished = [request.sequence.completed(batch.tokens[row, places[row]].cpu()) for row, request in enumerate(requests)]
+    finished = [request.sequence.completed(batch.tokens[row, wanted[row]].cpu()) for row, request in enumerate(requests)]
     return [DecodeResult(*both) for both in zip(finished, match_probabilities(model, finished), strict=True)]
 
 

@@ -66,12 +66,13 @@ class Generator:
         """
         if grid[0] != grid[1]:
             raise UserError(f"pictures are square, but the model's have {grid[0]}x{grid[1]} codes")
-        found, made_for = (text.sha256, image.sha256), (model.vocabulary.text_sha256, model.vocabulary.image_sha256)
-        for name, ours, theirs in zip(("text", "image"), found, made_for, strict=True):
-            if ours != theirs:
-                raise UserError(f"the model was trained with {name} tokenizer {theirs[:12]}, this one is {ours[:12]}")
+        vocabulary = model.vocabulary
+        hashes = {"text": (text.sha256, vocabulary.text_sha256), "image": (image.sha256, vocabulary.image_sha256)}
+        for name, (given, trained) in hashes.items():
+            if given != trained:
+                raise UserError(f"the model was trained with {name} tokenizer {trained[:12]}, this one is {given[:12]}")
         self.model, self._text, self._image, self._grid = model.eval().requires_grad_(False), text, image, grid
-        self.vocabulary = model.vocabulary
+        self.vocabulary = vocabulary
         positions = model.options.text_positions - SPECIALS_PER_SEQUENCE
         self.longest_text = min(positions, longest_text or positions)
         """Tokens of the longest text that it takes."""
@@ -116,12 +117,11 @@ class Generator:
         for words in texts:
             ids = self._encode_text(words)
             requests += [self._image_request(ids, nothing, everything, len(requests) + i) for i in range(n)]
-        drawn = self._draw(requests, sampling, guidance, on_step)
-        found = []
-        for number, one in enumerate(drawn):
-            codes = self._codes(one.sequence.image)
-            found.append(Picture(self._pixels(codes), codes.numpy(), texts[number // n], one.match))
-        return found
+        pictures = []
+        for number, result in enumerate(self._draw(requests, sampling, guidance, on_step)):
+            codes = self._codes(result.sequence.image)
+            pictures.append(Picture(self._pixels(codes), codes.numpy(), texts[number // n], result.match))
+        return pictures
 
     def read_picture(self, source: Source, resize: bool = True) -> Picture:
         """A picture as the model sees it: the middle square at its size, and its codes. One of ours stays as it is.
@@ -192,12 +192,12 @@ class Generator:
         wanted = torch.from_numpy(region.tokens_of(chosen, self._image.factor))
         requests = [self._image_request(ids, codes, wanted, number) for number in range(n)]
         options = (preset.sampling if sampling is None else sampling, preset.guidance if guidance is None else guidance)
-        found = []
-        for one in self._draw(requests, *options, on_step):
-            after = self._codes(one.sequence.image)
+        edited = []
+        for result in self._draw(requests, *options, on_step):
+            after = self._codes(result.sequence.image)
             pixels = region.feathered(before.pixels, self._pixels(after), chosen, feather)
-            found.append(Picture(pixels, after.numpy(), text, one.match))
-        return found
+            edited.append(Picture(pixels, after.numpy(), text, result.match))
+        return edited
 
     def caption(
         self,
@@ -230,9 +230,9 @@ class Generator:
             for _ in range(n):
                 requests.append(DecodeRequest(compose(self.vocabulary, blank, codes, True, kept), None, len(requests)))
         best: dict[str, float] = {}
-        for one in decode(self.model, requests, self.vocabulary.text_range, sampling, guidance, on_step):
-            text = self._text.decode(one.sequence.text.tolist())
-            best[text] = max(one.match, best.get(text, 0.0))
+        for result in decode(self.model, requests, self.vocabulary.text_range, sampling, guidance, on_step):
+            text = self._text.decode(result.sequence.text.tolist())
+            best[text] = max(result.match, best.get(text, 0.0))
         ordered = sorted(best.items(), key=lambda item: -item[1])
         return [Caption(text, match) for text, match in ordered[:n]]
 

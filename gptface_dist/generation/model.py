@@ -40,11 +40,11 @@ def logits_of(model: GPTFace, batch: PaddedBatch, hidden: Tensor, ids: range) ->
 @torch.no_grad()
 def match_probabilities(model: GPTFace, sequences: Sequence[MaskedSequence]) -> list[float]:
     """p(match) of finished sequences by the matching head."""
-    found = [0.0] * len(sequences)
+    matches = [0.0] * len(sequences)
     with fast_products(device_of(model)):
         for numbers in batches(sequences, device_of(model)):
             batch = stack([sequences[number] for number in numbers], device_of(model))
             features = model(batch.tokens, batch.segments, batch.positions, batch.lengths)
             for number, p in zip(numbers, model.match_logits(features).float().softmax(-1)[:, 1].tolist(), strict=False):
-                found[number] = p
-    return found
+                matches[number] = p
+    return matches

@@ -73,9 +73,9 @@ def read_pixels(source: Path | str | Image.Image | np.ndarray, size: int, resize
     except Unreadable as error:
         raise UserError(f"{name}: {error}") from None
     if pixels.shape[:2] != (size, size):
-        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        actual = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise UserError(
-            f"{name} has {found} pixels, the model's pictures {size}x{size}: pass resize (--resize) to cut and scale it"
+            f"{name} has {actual} pixels, the model's pictures {size}x{size}: pass resize (--resize) to cut and scale it"
         )
     return pixels
 

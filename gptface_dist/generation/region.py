@@ -82,10 +82,10 @@ def _class(described: str, parsing: Path, size: int) -> np.ndarray:
     names = GROUPS.get(described, (described,))
     if unknown := [name for name in names if name not in LABELS]:
         raise UserError(f"no class {unknown[0]!r} in parsing masks: use one of {', '.join([*LABELS, *GROUPS])}")
-    found = open_image(parsing)
-    if found.mode not in ("L", "P"):
-        raise UserError(f"{parsing} has the mode {found.mode}: a parsing mask holds a class number a pixel, in 8 bits")
-    numbers = np.asarray(found)
+    classes = open_image(parsing)
+    if classes.mode not in ("L", "P"):
+        raise UserError(f"{parsing} has the mode {classes.mode}: a parsing mask holds a class number a pixel, in 8 bits")
+    numbers = np.asarray(classes)
     if numbers.max() >= len(LABELS):
         raise UserError(f"{parsing} holds the number {numbers.max()}: classes of parsing masks are 0 to {len(LABELS) - 1}")
     chosen = np.isin(numbers, [LABELS.index(name) for name in names])

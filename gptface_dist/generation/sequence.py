@@ -113,9 +113,9 @@ def stack(sequences: Sequence[MaskedSequence], device: torch.device) -> PaddedBa
     positions, lengths = torch.zeros(*size, 2, dtype=torch.int64), torch.empty(shape.rows, dtype=torch.int64)
     for row in range(shape.rows):
         # The last one again and again: a row without tokens would have nothing to attend to.
-        one = sequences[min(row, len(sequences) - 1)]
-        lengths[row] = n = len(one.tokens)
-        tokens[row, :n], segments[row, :n], positions[row, :n] = one.tokens, one.segments, one.positions
+        sequence = sequences[min(row, len(sequences) - 1)]
+        lengths[row] = n = len(sequence.tokens)
+        tokens[row, :n], segments[row, :n], positions[row, :n] = sequence.tokens, sequence.segments, sequence.positions
     return PaddedBatch(*(part.to(device) for part in (tokens, segments, positions, lengths)))
 
 

@@ -82,9 +82,9 @@ def reference(generator: Generator, text: str, sampling: Sampling, number: int) 
             logits = model.token_logits(x[0, at], vocabulary.image_range) / sampling.temperature
         a, b = noise.gumbel(16, 16), noise.gumbel(16)
         masked = [i for i in range(16) if codes[i] is None]
-        found = {i: int((logits[i] + a[i]).argmax()) for i in masked}
+        chosen = {i: int((logits[i] + a[i]).argmax()) for i in masked}
         trust = {
-            i: float(logits[i].log_softmax(-1)[found[i]] + sampling.confidence_noise * (1 - step / sampling.steps) * b[i])
+            i: float(logits[i].log_softmax(-1)[chosen[i]] + sampling.confidence_noise * (1 - step / sampling.steps) * b[i])
             for i in masked
         }
         keep = len(masked) - (
@@ -93,7 +93,7 @@ def reference(generator: Generator, text: str, sampling: Sampling, number: int) 
             else min(len(masked) - 1, math.floor(math.cos(math.pi / 2 * step / sampling.steps) * 16))
         )
         for i in sorted(masked, key=lambda i: -trust[i])[:keep]:
-            codes[i] = found[i]
+            codes[i] = chosen[i]
     return np.array(codes).reshape(4, 4)
 
 
@@ -133,9 +133,9 @@ def test_full_padded_batches_draw_the_same(generator: Generator, monkeypatch: py
         batched = wide.generate(texts, 2, sampling, ALL)
     finally:
         generator.model.float()
-    for one, other in zip(alone, batched, strict=True):
-        assert (one.codes == other.codes).all()
-        assert one.match == pytest.approx(other.match, abs=1e-6)
+    for single, row in zip(alone, batched, strict=True):
+        assert (single.codes == row.codes).all()
+        assert single.match == pytest.approx(row.match, abs=1e-6)
 
 
 def test_candidates_fill_batches_together(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:

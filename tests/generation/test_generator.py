@@ -58,9 +58,9 @@ def test_editing_everything_without_visible_tokens_is_generating(generator: Gene
     everything = np.ones((8, 8), dtype=bool)
     edited = generator.edit(picture(5), TEXT, everything, n=2, sampling=ONCE, guidance=Guidance(), feather=0)
     drawn = generator.generate(TEXT, 2, ONCE)
-    for one, other in zip(edited, drawn, strict=True):
-        assert (one.codes == other.codes).all()
-        assert (one.pixels == other.pixels).all()
+    for edit, generated in zip(edited, drawn, strict=True):
+        assert (edit.codes == generated.codes).all()
+        assert (edit.pixels == generated.pixels).all()
 
 
 def test_presets_run_and_say_what_they_need(generator: Generator) -> None:
@@ -98,11 +98,11 @@ def test_reconstructions_do_not_know_of_each_other(generator: Generator) -> None
 
 
 def test_captions_are_texts_the_best_first(generator: Generator) -> None:
-    found = generator.caption(picture(2), 5, lengths=[3, 5])
-    assert 1 <= len(found) <= 5
-    assert [c.match for c in found] == sorted((c.match for c in found), reverse=True)
-    assert len({c.text for c in found}) == len(found)
-    assert found == generator.caption(picture(2), 5, lengths=[3, 5])
+    captions = generator.caption(picture(2), 5, lengths=[3, 5])
+    assert 1 <= len(captions) <= 5
+    assert [c.match for c in captions] == sorted((c.match for c in captions), reverse=True)
+    assert len({c.text for c in captions}) == len(captions)
+    assert captions == generator.caption(picture(2), 5, lengths=[3, 5])
 
 
 def test_score_is_a_probability_of_the_pair(generator: Generator) -> None:

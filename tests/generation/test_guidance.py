@@ -16,12 +16,12 @@ SAMPLING = Sampling(steps=4, seed=2)
 
 
 def masked(generator: Generator, visible: int = 5) -> tuple[PaddedBatch, torch.Tensor, torch.Tensor]:
-    """A sequence most of whose image is masked: batch, which tokens, and their logits."""
+    """A sequence most of whose image is masked: as a batch, bool [1, L] of the masked tokens, and their logits."""
     codes = torch.arange(16).view(4, 4)
     wanted = codes >= visible
-    one = compose(generator.vocabulary, torch.tensor([5, 9, 2]), codes, False, wanted)
-    batch = stack([one], torch.device("cpu"))
-    hidden = one.wanted.unsqueeze(0)
+    sequence = compose(generator.vocabulary, torch.tensor([5, 9, 2]), codes, False, wanted)
+    batch = stack([sequence], torch.device("cpu"))
+    hidden = sequence.wanted.unsqueeze(0)
     batch.tokens[hidden] = generator.vocabulary.mask_id
     with torch.no_grad():
         return batch, hidden, logits_of(generator.model, batch, hidden, generator.vocabulary.image_range)
@@ -45,9 +45,9 @@ def relaxed(generator: Generator, batch: PaddedBatch, hidden: torch.Tensor, logi
 def test_strength_zero_is_exactly_unguided(generator: Generator) -> None:
     plain = generator.generate(TEXT, 4, SAMPLING)
     zero = Guidance(gradient=Gradient(strength=0, iterations=7, kl=3.0, fusion=0.1), classifier_free=0, rerank=1)
-    for one, other in zip(plain, generator.generate(TEXT, 4, SAMPLING, zero), strict=True):
-        assert (one.codes == other.codes).all()
-        assert (one.pixels == other.pixels).all()
+    for unguided, guided in zip(plain, generator.generate(TEXT, 4, SAMPLING, zero), strict=True):
+        assert (unguided.codes == guided.codes).all()
+        assert (unguided.pixels == guided.pixels).all()
 
 
 def test_gradient_is_that_of_the_loss(generator: Generator) -> None:
@@ -103,10 +103,10 @@ def test_rerank_keeps_the_best_of_candidates_of_which_the_first_is_unguided(gene
     plain = generator.generate(TEXT, 5, SAMPLING)
     matches = [generator.generate(TEXT, 5, SAMPLING, Guidance(rerank=count)) for count in (1, 2, 6)]
     for number, picture in enumerate(plain):
-        found = [drawn[number].match for drawn in matches]
-        assert found[0] == picture.match
-        assert found[0] <= found[1] <= found[2]
-        assert generator.score(matches[2][number], TEXT) == found[2], "the match is that of the whole picture"
+        scores = [drawn[number].match for drawn in matches]
+        assert scores[0] == picture.match
+        assert scores[0] <= scores[1] <= scores[2]
+        assert generator.score(matches[2][number], TEXT) == scores[2], "the match is that of the whole picture"
     assert any(matches[2][number].match > picture.match for number, picture in enumerate(plain))
 
 
@@ -116,9 +116,9 @@ def test_classifier_free_guidance_moves_away_from_what_comes_without_the_text(ge
     ids = torch.tensor(generator._text.encode(TEXT))
     logits = []
     for text in (ids, ids[:0]):
-        one = compose(generator.vocabulary, text, torch.zeros(4, 4, dtype=torch.int64), False, torch.ones(4, 4) > 0)
-        batch = stack([one], torch.device("cpu"))
-        hidden = one.wanted.unsqueeze(0)
+        sequence = compose(generator.vocabulary, text, torch.zeros(4, 4, dtype=torch.int64), False, torch.ones(4, 4) > 0)
+        batch = stack([sequence], torch.device("cpu"))
+        hidden = sequence.wanted.unsqueeze(0)
         batch.tokens[hidden] = generator.vocabulary.mask_id
         with torch.no_grad():
             logits.append(logits_of(generator.model, batch, hidden, generator.vocabulary.image_range))

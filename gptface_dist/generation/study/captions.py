@@ -29,7 +29,7 @@ _HAIR = r"\b(?:{0}) (?:hair|afro|buzz cut)\b|\bhair is (?:[\w-]+ (?:and )?)?(?:{
 class CaptionResult:
     """What captions say of one trait."""
 
-    told: Share
+    named: Share
     """Captions that name a value of it."""
     right: Share | None
     """Those of them that name the true one and no other; None where none names any."""
@@ -48,28 +48,28 @@ def measure_captions(
 ) -> dict[str, CaptionResult]:
     """By trait, of the best match among captions of each length, for ``captions`` faces with each seed that show all traits."""
     fit = [face for face in faces if face.whole]
-    told: dict[str, list[list[float]]] = {name: [[] for _ in range(seeds)] for name in WORDS}
+    named: dict[str, list[list[float]]] = {name: [[] for _ in range(seeds)] for name in WORDS}
     right: dict[str, list[list[float]]] = {name: [[] for _ in range(seeds)] for name in WORDS}
     by_chance: dict[str, list[float]] = {name: [] for name in WORDS}
     for seed in range(seeds):
         chosen = some(fit, captions, np.random.default_rng(seed))
-        found = []
+        texts = []
         for number, face in enumerate(chosen):
             sampling = replace(CAPTION_SAMPLING, seed=seed * len(faces) + number)
-            found.append(generator.caption(face.pixels, 1, sampling)[0].text)
+            texts.append(generator.caption(face.pixels, 1, sampling)[0].text)
             on_caption()
         for name in WORDS:
-            named = [(said(text, name), face.values[name]) for text, face in zip(found, chosen, strict=True)]
-            spoken = [(values, truth) for values, truth in named if values]
-            told[name][seed] = [float(bool(values)) for values, _ in named]
+            pairs = [(said(text, name), face.values[name]) for text, face in zip(texts, chosen, strict=True)]
+            spoken = [(values, truth) for values, truth in pairs if values]
+            named[name][seed] = [float(bool(values)) for values, _ in pairs]
             right[name][seed] = [float(values == {truth}) for values, truth in spoken]
             if spoken:
                 # A caption that names two values is right of none: a value of its own.
-                one = [next(iter(values)) if len(values) == 1 else len(TRAITS[name]) for values, _ in spoken]
-                by_chance[name].append(chance([truth for _, truth in spoken], one))
+                seen = [next(iter(values)) if len(values) == 1 else len(TRAITS[name]) for values, _ in spoken]
+                by_chance[name].append(chance([truth for _, truth in spoken], seen))
     return {
         name: CaptionResult(
-            share(told[name]),
+            share(named[name]),
             share(right[name]) if any(right[name]) else None,
             mean(by_chance[name]) if by_chance[name] else None,
         )

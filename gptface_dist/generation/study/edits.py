@@ -78,10 +78,10 @@ def _fits(face: Face, trait: str) -> bool:
 
 def _box(face: Face, classes: Sequence[str]) -> np.ndarray:
     """bool [S, S]: the smallest box around some classes of the parsing mask, and a margin; empty where there are none."""
-    found = np.isin(face.labels, [LABELS.index(name) for name in classes])
-    chosen = np.zeros_like(found)
-    if found.any():
-        rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
+    inside = np.isin(face.labels, [LABELS.index(name) for name in classes])
+    chosen = np.zeros_like(inside)
+    if inside.any():
+        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
         chosen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
     return grown(chosen, MARGIN)
 

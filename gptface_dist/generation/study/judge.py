@@ -53,27 +53,27 @@ def some(faces: Sequence[Face], count: int, rng: np.random.Generator) -> list[Fa
 
 def read_faces(folder: ShardFolder, count: int, size: int, on_face: Callable[[], None] = lambda: None) -> list[Face]:
     """The first ``count`` faces of shards of `gptface faces render`; :class:`UserError` where there are fewer, or others."""
-    found: list[Face] = []
+    faces: list[Face] = []
     for number, entry in enumerate(folder.index.shards):
-        if len(found) == count:
+        if len(faces) == count:
             break
         try:
             sidecar, file = folder.sidecar(number), folder.open_shard(number)
         except Unreadable as error:
             raise UserError(f"{folder.location}, shard {entry.name}: {error}") from None
         with closing(file):
-            for key, extents in sidecar.samples[: count - len(found)]:
+            for key, extents in sidecar.samples[: count - len(faces)]:
                 raw = RawSample(Origin(folder.location, entry.name, key, 0), file, extents)
                 try:
-                    found.append(_face(raw, size))
+                    faces.append(_face(raw, size))
                 except (Unreadable, KeyError, ValueError) as error:
                     raise UserError(
                         f"{folder.location}, {key}: no rendered face ({error}): make some with `gptface faces render`"
                     ) from None
                 on_face()
-    if len(found) < count:
-        raise UserError(f"{folder.location} holds {len(found)} faces, {count} are needed: `gptface faces render` makes more")
-    return found
+    if len(faces) < count:
+        raise UserError(f"{folder.location} holds {len(faces)} faces, {count} are needed: `gptface faces render` makes more")
+    return faces
 
 
 def _face(raw: RawSample, size: int) -> Face:
@@ -129,8 +129,8 @@ def train_judge(
         torch.manual_seed(seed)
         judge = Judge().to(device)
         everything = torch.from_numpy(np.stack(pictures)).to(device)
-        truth = {name: torch.tensor([one[name] for one in values], device=device) for name in TRAITS}
-        known = {name: torch.bincount(one[one != UNKNOWN], minlength=len(TRAITS[name])) for name, one in truth.items()}
+        truth = {name: torch.tensor([entry[name] for entry in values], device=device) for name in TRAITS}
+        known = {name: torch.bincount(labels[labels != UNKNOWN], minlength=len(TRAITS[name])) for name, labels in truth.items()}
         # One more of each, for values that no picture has.
         often = {name: ((count + 1) / (count + 1).sum()).log() for name, count in known.items()}
         steps = epochs * (len(pictures) // BATCH)
@@ -143,10 +143,10 @@ def train_judge(
                 rows = order[start : start + BATCH]
                 batch = to_pixels(everything[rows])
                 batch = torch.where(torch.rand(BATCH, 1, 1, 1).to(device) < 0.5, batch, batch.flip(-1))
-                found = judge(batch)
+                logits = judge(batch)
                 losses = [
                     functional.cross_entropy(
-                        found[name] + often[name], truth[name][rows], ignore_index=UNKNOWN, reduction="sum"
+                        logits[name] + often[name], truth[name][rows], ignore_index=UNKNOWN, reduction="sum"
                     )
                     / BATCH
                     for name in TRAITS
@@ -162,10 +162,10 @@ def train_judge(
 @torch.no_grad()
 def judged(judge: Judge, pictures: Sequence[np.ndarray]) -> list[Values]:
     """The likeliest value of every trait, for each picture."""
-    found: list[Values] = []
+    values: list[Values] = []
     device = next(judge.parameters()).device
     for start in range(0, len(pictures), BATCH):
         logits = judge(to_pixels(torch.from_numpy(np.stack(pictures[start : start + BATCH])).to(device)))
         best = {name: logits[name].argmax(-1).tolist() for name in TRAITS}
-        found += [dict(zip(best, row, strict=True)) for row in zip(*best.values(), strict=True)]
-    return found
+        values += [dict(zip(best, row, strict=True)) for row in zip(*best.values(), strict=True)]
+    return values

@@ -51,19 +51,19 @@ def measure_prompts(
 ) -> dict[str, ModeResult]:
     """Draw PAIR faces for each of ``prompts`` random prompts with each seed, in every mode; each seed has a judge."""
     clock = time.process_time if generator.device.type == "cpu" else time.perf_counter
-    asked = [asked_for(prompts, seed) for seed in range(len(judges))]
-    wanted = [[values for values in of_seed for _ in range(PAIR)] for of_seed in asked]
+    prompted = [prompt_values(prompts, seed) for seed in range(len(judges))]
+    wanted = [[values for values in of_seed for _ in range(PAIR)] for of_seed in prompted]
     first: list[np.ndarray] | None = None
     results: dict[str, ModeResult] = {}
     for mode, guidance in MODES.items():
         drawn: list[list[np.ndarray]] = []
         seconds = []
-        for seed, of_seed in enumerate(asked):
+        for seed, of_seed in enumerate(prompted):
             started = clock()
             texts = [prompt(values) for values in of_seed]
-            found = generator.generate(texts, PAIR, replace(sampling, seed=seed), guidance, on_picture)
-            drawn.append([picture.pixels for picture in found])
-            seconds.append((clock() - started) / len(found))
+            pictures = generator.generate(texts, PAIR, replace(sampling, seed=seed), guidance, on_picture)
+            drawn.append([picture.pixels for picture in pictures])
+            seconds.append((clock() - started) / len(pictures))
         seen = [judged(*both) for both in zip(judges, drawn, strict=True)]
         # A trial is a prompt: its score is the mean over its pictures, which are not independent of each other.
         scores = {name: [_scores(name, *both) for both in zip(wanted, seen, strict=True)] for name in TRAITS}
@@ -81,14 +81,14 @@ def measure_prompts(
     return results
 
 
-def asked_for(prompts: int, seed: int) -> list[Values]:
+def prompt_values(prompts: int, seed: int) -> list[Values]:
     """What the prompts of a seed ask for."""
     return random_values(prompts, np.random.default_rng(seed))
 
 
 def _scores(name: str, wanted: list[Values], seen: list[Values]) -> np.ndarray:
     """Float64 [prompts]: share of each prompt's pictures that show the trait it asked for."""
-    right = [asked[name] == found[name] for asked, found in zip(wanted, seen, strict=True)]
+    right = [values[name] == verdict[name] for values, verdict in zip(wanted, seen, strict=True)]
     return np.array(right, dtype=float).reshape(-1, PAIR).mean(axis=1)
 
 
@@ -98,4 +98,4 @@ def _chance(name: str, wanted: list[Values], seen: list[Values]) -> float:
 
 def _diversity(drawn: list[np.ndarray]) -> float:
     pairs = zip(drawn[::PAIR], drawn[1::PAIR], strict=True)
-    return float(np.mean([np.sqrt(np.mean((one.astype(float) - other) ** 2)) for one, other in pairs]))
+    return float(np.mean([np.sqrt(np.mean((first.astype(float) - second) ** 2)) for first, second in pairs]))

@@ -77,16 +77,16 @@ def share(by_seed: Sequence[Sequence[float] | np.ndarray]) -> Share:
     return Share(p, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), spread, n)
 
 
-def chance(asked: Sequence[int], seen: Sequence[int]) -> float:
+def chance(wanted: Sequence[int], seen: Sequence[int]) -> float:
     """Expected agreement if the pictures had nothing to do with their prompts: every picture against every prompt."""
-    values = max([*asked, *seen]) + 1
-    return float(np.dot(np.bincount(asked, minlength=values), np.bincount(seen, minlength=values)) / (len(asked) * len(seen)))
+    values = max([*wanted, *seen]) + 1
+    return float(np.dot(np.bincount(wanted, minlength=values), np.bincount(seen, minlength=values)) / (len(wanted) * len(seen)))
 
 
 def balanced(truth: Sequence[int], seen: Sequence[int]) -> float:
     """Share of each value's trials in which it is seen, mean over the values that ``truth`` has; negative ones do not count."""
     shares = [
-        np.mean([found == value for true, found in zip(truth, seen, strict=True) if true == value])
+        np.mean([verdict == value for true, verdict in zip(truth, seen, strict=True) if true == value])
         for value in sorted(set(truth))
         if value >= 0
     ]
@@ -95,9 +95,9 @@ def balanced(truth: Sequence[int], seen: Sequence[int]) -> float:
 
 def gain(first: Sequence[np.ndarray], second: Sequence[np.ndarray], draws: int = 2000) -> Gain:
     """Of the second scores over the first, trial by trial, grouped by seed; the interval is a bootstrap over trials."""
-    differences = [other - one for one, other in zip(first, second, strict=True)]
+    differences = [after - before for before, after in zip(first, second, strict=True)]
     every = np.concatenate(differences)
     rng = np.random.default_rng(0)
     means = every[rng.integers(len(every), size=(draws, len(every)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return Gain(float(every.mean()), float(low), float(high), mean([float(one.mean()) for one in differences]).spread)
+    return Gain(float(every.mean()), float(low), float(high), mean([float(of_seed.mean()) for of_seed in differences]).spread)
