@@ -24,7 +24,7 @@ Overrides = Annotated[
 
 
 def _print_options(context: typer.Context, wanted: bool) -> None:
-    """Print each key=value with its default in this command and its meaning, then end the program."""
+    """Print each key=value with its default in this command and its meaning, then exit."""
     if not wanted:
         return
     from gptface_dist.config import options
@@ -79,7 +79,7 @@ def edit(
     image: Annotated[Path, typer.Option(help="Picture to edit.", show_default=False)],
     overrides: Overrides = None,
     text: Annotated[
-        list[str] | None, typer.Option(help="What it is to show. Given again: the next edit, of what came out.")
+        list[str] | None, typer.Option(help="What it is to show. Given again: the next edit, of the result.")
     ] = None,
     region: Annotated[
         list[str] | None,
@@ -96,7 +96,7 @@ def edit(
     device: Device = None,
     list_options: Options = False,
 ) -> None:
-    """Draw a region of a picture anew for a text; the rest stays as it is. Several --text make one edit after the other."""
+    """Redraw a region of a picture for a text; the rest stays unchanged. Several --text make one edit after the other."""
     from gptface_dist.config import override
     from gptface_dist.generation import pictures, presets
     from gptface_dist.generation import region as regions
@@ -171,7 +171,7 @@ def register(app: typer.Typer) -> None:
 
 
 def load_generator(release: Path, device: str | None) -> "Generator":
-    """A release on ``device``: by default a GPU where there is one; :class:`UserError` for another name or no GPU."""
+    """Load a release on ``device``, by default a GPU if there is one; :class:`UserError` for another name or a missing GPU."""
     import torch
 
     from gptface_dist.generation import Generator
@@ -186,7 +186,7 @@ def load_generator(release: Path, device: str | None) -> "Generator":
 
 @contextmanager
 def _progress(doing: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar of one task, and what to call when a part of it is done."""
+    """Show a bar of ``total`` parts; yields the function that advances it by one."""
     with bar() as progress:
         task = progress.add_task(doing, total=total)
         yield lambda: progress.advance(task)

@@ -20,9 +20,9 @@ def study(
     prompts: Annotated[int, typer.Option(help="Random prompts with each seed, two pictures each.")] = 70,
     edits: Annotated[int, typer.Option(help="Edits of each kind, pairs and captions with each seed.")] = 30,
     seeds: Annotated[int, typer.Option(help="Seeds of prompts, noise and judges.")] = 3,
-    judge_faces: Annotated[int, typer.Option(help="Faces that the judges are trained on.")] = 2000,
-    held_out: Annotated[int, typer.Option(help="Further faces, that they are tested on and that are edited.")] = 300,
-    epochs: Annotated[int, typer.Option(help="Of a judge's training.")] = 12,
+    judge_faces: Annotated[int, typer.Option(help="Faces that train the judges.")] = 2000,
+    held_out: Annotated[int, typer.Option(help="Further faces that test them and are edited.")] = 300,
+    epochs: Annotated[int, typer.Option(help="Passes over the faces in a judge's training.")] = 12,
     steps: Annotated[int, typer.Option(help="Passes of the model a picture.")] = 12,
     device: Device = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Iterative parallel decoding: all wanted tokens are masked; each step commits those the model is most sure of.
+"""Iterative parallel decoding: all wanted tokens start masked; each step commits those of the highest confidence.
 
 After step ``t`` of ``T``, ``floor(cos(pi t / 2T) n)`` of the ``n`` tokens are still masked (at least one fewer than before).
 Candidates are drawn from the model's distribution; their confidence is ``log p + confidence_noise (1 - t/T) Gumbel``.
@@ -22,28 +22,26 @@ from gptface_dist.sequence import IMAGE
 
 @dataclass(frozen=True)
 class DecodeRequest:
-    """A sequence to complete."""
+    """A sequence whose wanted tokens are to be drawn."""
 
     sequence: MaskedSequence
-    """It."""
     without_text: MaskedSequence | None
-    """The same image with an empty text, for classifier-free guidance; None where that makes no sense."""
+    """The same image after an empty text, for classifier-free guidance; None for captions."""
     number: int
-    """Which sample of the call this is: names its noise."""
+    """Index of the sample within the call; its noise is a function of the seed and this."""
 
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """A completed sequence."""
+    """A sequence whose wanted tokens are drawn."""
 
     sequence: MaskedSequence
-    """With its tokens in place."""
     match: float
     """p(match) of image and text."""
 
 
 def still_masked(step: int, steps: int, before: int, total: int) -> int:
-    """Tokens masked after a step (1 .. steps), of ``total``, ``before`` of which were masked before it."""
+    """Number of tokens still masked after ``step`` (1 .. steps), where ``before`` of ``total`` were masked before it."""
     if step == steps:
         return 0
     return max(0, min(before - 1, math.floor(math.cos(math.pi * step / (2 * steps)) * total)))
@@ -57,17 +55,17 @@ def decode(
     options: Guidance,
     done: Callable[[], None] = lambda: None,
 ) -> list[DecodeResult]:
-    """Complete sequences, each as if it were alone: the others, their number and order change nothing.
+    """Decode each sequence as if it were alone: the other requests, their number and their order change nothing.
 
-    All candidates of all sequences fill batches together, so that a few sequences do not leave a GPU's rows empty.
+    The candidates of all sequences share batches, so that a few sequences still fill a GPU's rows.
 
     Args:
         model: in evaluation mode.
-        requests: what to complete.
-        ids: the joint ids to draw from: those of the wanted tokens' modality.
-        sampling: steps, temperature, seed.
-        options: guidance.
-        done: called for every candidate that is complete, for progress.
+        requests: one for each result.
+        ids: the joint ids of the wanted tokens' modality; nothing else is drawn.
+        sampling: how tokens are drawn and committed.
+        options: guidance, and the number of candidates of which the best match is kept.
+        done: called after each candidate, for progress.
     """
     best: list[DecodeResult | None] = [None] * len(requests)
     draws = [(number, candidate) for candidate in range(options.rerank) for number in range(len(requests))]
@@ -124,19 +122,19 @@ def _decode_batch(
 
 
 def commit(logits: Tensor, masked: Tensor, noise: Noise, step: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Draw a token for each masked place of one sequence and choose which to keep.
+    """Draw a token for each masked position of one sequence and choose which to keep.
 
     Args:
-        logits: float32 [M, K] of the places that are still masked.
-        masked: bool [N]: which of the wanted places those are.
-        noise: the sample's.
+        logits: float32 [M, K] of the M positions that are still masked.
+        masked: bool [N] over the wanted positions, M of them true.
+        noise: the sample's own; each step draws the next values.
         step: 1 .. steps.
-        sampling: the law.
+        sampling: temperature, top-k and confidence noise.
 
-    Returns int64 [C] places to commit, as numbers among the masked ones, and int64 [C] their tokens, 0 .. K - 1.
+    Returns int64 [C], indices into the masked positions to commit, and int64 [C], their tokens, 0 .. K - 1.
     """
     total, count = len(masked), len(logits)
-    # For all wanted places at every step, so that a place's noise does not hang on what was committed before.
+    # Drawn for all wanted positions at each step: a position's noise does not depend on what was committed before.
     drawing, deciding = noise.gumbel(total, logits.shape[-1]), noise.gumbel(total)
     if not count:
         return masked.new_zeros(0, dtype=torch.int64), masked.new_zeros(0, dtype=torch.int64)
@@ -151,7 +149,7 @@ def commit(logits: Tensor, masked: Tensor, noise: Noise, step: int, sampling: Sa
 def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Draw a token for each row of ``logits`` (float32 [M, K]) with Gumbel ``noise`` of the same shape.
 
-    Returns int64 [M], and the tokens' log-probabilities (float32 [M]) after temperature and top-k.
+    Returns the tokens, int64 [M], and their log-probabilities after temperature and top-k, float32 [M].
     """
     if sampling.top_k and sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
@@ -165,7 +163,7 @@ def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Ten
 
 
 class UnconditionalBranch:
-    """The same images with an empty text, in step with the sequences that have one."""
+    """The requests' images after an empty text: what classifier-free guidance moves away from."""
 
     def __init__(self, requests: Sequence[DecodeRequest], device: torch.device):
         without = [request.without_text for request in requests if request.without_text is not None]
@@ -175,7 +173,7 @@ class UnconditionalBranch:
         self._image = self._batch.segments == IMAGE
 
     def logits(self, model: GPTFace, batch: PaddedBatch, hidden: Tensor, ids: range) -> Tensor:
-        """Logits of the tokens that ``hidden`` marks in ``batch``, whose images are copied over."""
+        """Copy the images of ``batch``, then compute float32 [M, len(ids)] of the M tokens that ``hidden`` marks in it."""
         image = batch.segments == IMAGE
         self._batch.tokens[self._image] = batch.tokens[image]
         masked = torch.zeros_like(self._image)

@@ -1,4 +1,4 @@
-"""GPTFace at work: draw faces for a text, edit a region of a picture, describe a picture, judge a pair."""
+"""What a release can do: draw faces for a text, edit a region of a picture, describe a picture, score a pair."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,25 +24,25 @@ from gptface_dist.tokenizers.image import ImageTokenizer
 from gptface_dist.tokenizers.text import TextTokenizer
 
 Source = Picture | Path | str | Image.Image | np.ndarray
-"""A picture: one of ours, a file, a Pillow image, or pixels (uint8 [height, width, 3])."""
+"""A picture: a result of the generator, a file, a Pillow image, or pixels (uint8 [height, width, 3])."""
 FEATHER = 2
 """Pixels inside a region over which the drawn picture fades in."""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What was found to say of a picture."""
+    """A description of a picture."""
 
     text: str
-    """The words."""
     match: float
-    """p(match) of picture and words."""
+    """p(match) of picture and text."""
 
 
 class Generator:
-    """A release, ready to draw. Results are a function of the arguments: neither other calls nor other samples change them.
+    """Draws, edits, describes and scores with one release.
 
-    Between devices, numbers of threads and versions of torch, near ties between two tokens can still turn.
+    Results are a function of the arguments: neither earlier calls nor other samples change them. Between devices, numbers of
+    threads and versions of torch, near ties between two tokens can still turn.
     """
 
     def __init__(
@@ -54,15 +54,16 @@ class Generator:
         longest_text: int | None = None,
         dropped_captions: bool = True,
     ):
-        """Put the parts together.
+        """Check that the tokenizers are the model's own and switch it to evaluation without gradients.
 
         Args:
-            model: it.
-            text: the text tokenizer that it was trained with.
-            image: the image tokenizer that it was trained with.
-            grid: rows and columns of image codes that it was trained on.
-            longest_text: tokens of the longest text in training; by default as many as it has positions for.
-            dropped_captions: whether training had images without text; classifier-free guidance is refused otherwise.
+            model: the weights, on the device that computes.
+            text: the tokenizer that the model was trained with.
+            image: likewise.
+            grid: rows and columns of image codes in training.
+            longest_text: tokens of the longest text in training; None: as many as the model has positions for.
+            dropped_captions: whether training had images without text; :meth:`check_guidance` refuses to guide classifier-free
+                otherwise.
         """
         if grid[0] != grid[1]:
             raise UserError(f"pictures are square, but the model's have {grid[0]}x{grid[1]} codes")
@@ -75,26 +76,26 @@ class Generator:
         self.vocabulary = vocabulary
         positions = model.options.text_positions - SPECIALS_PER_SEQUENCE
         self.longest_text = min(positions, longest_text or positions)
-        """Tokens of the longest text that it takes."""
+        """Tokens of the longest text that is accepted."""
         self._dropped_captions = dropped_captions
         self.size = grid[0] * image.factor
-        """Pixels of a side of its pictures."""
+        """Pixels of a side of each picture."""
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: torch.device | str = "cpu") -> "Generator":
-        """Read a release; :class:`UserError` where it is none, or its tokenizers are not its model's."""
+        """Load a release in float32; :class:`UserError` where ``path`` is none or its tokenizers are not its model's."""
         return cls.from_release(load(path, dtype=torch.float32, device=device))
 
     @classmethod
     def from_release(cls, release: Release) -> "Generator":
-        """Of a release that has been loaded; what it says of its training limits what can be asked of it."""
+        """Take text length and dropped captions from the training configuration in the release's card."""
         data = release.config.card.config.get("data", {})
         longest, dropped = data.get("batch", {}).get("text_length"), data.get("masking", {}).get("drop_share")
         return cls(release.model, release.text, release.image, release.config.grid, longest, dropped != 0)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the model's weights."""
         return device_of(self.model)
 
     def generate(
@@ -105,9 +106,9 @@ class Generator:
         guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
         on_step: Callable[[], None] = lambda: None,
     ) -> list[Picture]:
-        """Draw ``n`` faces for each text, those of the first text first; all of them have noise of their own.
+        """Draw ``n`` faces for each text, those of the first text first; no two share their noise.
 
-        :class:`UserError` for an empty text or one longer than the model takes.
+        :class:`UserError` for an empty text or one longer than :attr:`longest_text`.
         """
         if n < 1:
             raise UserError(f"at least 1 picture must be drawn, not {n}")
@@ -124,9 +125,9 @@ class Generator:
         return pictures
 
     def read_picture(self, source: Source, resize: bool = True) -> Picture:
-        """A picture as the model sees it: the middle square at its size, and its codes. One of ours stays as it is.
+        """Cut the middle square, scale it to the model's size and encode it; a :class:`Picture` is returned unchanged.
 
-        :class:`UserError` where it is no picture, or of another size and not to be resized.
+        :class:`UserError` where the source is no picture, or has another size and ``resize`` is off.
         """
         if isinstance(source, Picture):
             return source
@@ -135,7 +136,7 @@ class Generator:
         return Picture(pixels, self._image.encode(scaled.unsqueeze(0).to(self._image.device))[0].cpu().numpy())
 
     def reconstruct(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Pictures of the model's size, uint8 [S, S, 3], as their codes are decoded: what the best model could draw.
+        """Encode and decode pictures of uint8 [S, S, 3]: what a model that makes no mistake could draw.
 
         A picture's result does not depend on the others.
         """
@@ -155,22 +156,22 @@ class Generator:
         resize: bool = False,
         on_step: Callable[[], None] = lambda: None,
     ) -> list[Picture]:
-        """Draw a region of a picture anew, ``n`` times, for a text.
+        """Redraw a region of a picture for a text, ``n`` times.
 
         Tokens of patches without a pixel of the region, and pixels outside of it, stay exactly as they are. A result can be
-        edited again.
+        the source of the next edit.
 
         Args:
-            source: the picture.
-            text: what the whole picture is to show; may be empty where the task allows it.
-            where: the region: bool [S, S], or words for :func:`~gptface_dist.generation.region.region`.
-            task: a preset of :data:`~gptface_dist.generation.presets.TASKS`; the arguments after it go before its own.
-            n: results, each with noise of its own.
-            sampling: how tokens are drawn.
-            guidance: what pulls them towards the text.
+            source: the picture to edit.
+            text: what the whole picture is to show, not only the region; some tasks accept an empty one.
+            where: bool [S, S], or a description for :func:`~gptface_dist.generation.region.region`; None: the task's region.
+            task: a preset of :data:`~gptface_dist.generation.presets.TASKS`.
+            n: number of results; no two share their noise.
+            sampling: replaces the task's.
+            guidance: replaces the task's.
             feather: pixels inside the region over which the drawn picture fades in.
             resize: accept a picture of another size, and keep the pixels of its resized middle square.
-            on_step: called while it works.
+            on_step: called after each candidate, for progress.
         """
         preset = presets.task(task)
         if n < 1:
@@ -208,11 +209,10 @@ class Generator:
         lengths: Sequence[int] | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> list[Caption]:
-        """Describe a picture: ``n`` captions, the best first.
+        """Describe a picture: up to ``n`` different captions, the best match first.
 
-        ``n`` captions are drawn of each of ``lengths`` (in tokens; by default those of CAPTION_LENGTHS that fit). Those that
-        match the picture best by the matching head are kept, each text once. Classifier-free guidance does not apply:
-        training has no text without an image.
+        Draws ``n`` captions of each of ``lengths`` (in tokens; None: those of CAPTION_LENGTHS that fit) and keeps those of the
+        highest p(match). Refuses classifier-free guidance: training has no text without an image.
         """
         if guidance.classifier_free > 0:
             raise UserError("classifier-free guidance draws pictures: captions are guided by the gradient and by rerank")
@@ -237,13 +237,13 @@ class Generator:
         return [Caption(text, match) for text, match in ordered[:n]]
 
     def score(self, source: Source, text: str) -> float:
-        """p(match): how likely the matching head finds it that picture and text belong together."""
+        """p(match): the matching head's probability that picture and text belong together."""
         codes = torch.from_numpy(self.read_picture(source).codes)
         kept = torch.zeros(self._grid, dtype=torch.bool)
         return match_probabilities(self.model, [compose(self.vocabulary, self._encode_text(text), codes, False, kept)])[0]
 
     def check_guidance(self, guidance: Guidance) -> None:
-        """:class:`UserError` where pictures cannot be guided so, by this model's training."""
+        """:class:`UserError` where this model's training does not allow such guidance of pictures."""
         if guidance.classifier_free > 0 and not self._dropped_captions:
             raise UserError(
                 "the model was trained with a text for every image (data.masking.drop_share=0): "
@@ -272,6 +272,6 @@ class Generator:
         return (image - self.vocabulary.image_offset).view(self._grid)
 
     def _pixels(self, codes: Tensor) -> np.ndarray:
-        """Codes [h, w] -> uint8 [S, S, 3]; one picture at a time, so that others do not change its last bits."""
+        """Decode codes [h, w] to uint8 [S, S, 3]; one picture at a time, so that others do not change its last bits."""
         drawn = self._image.decode(codes.unsqueeze(0).to(self._image.device))[0]
         return ((drawn.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

@@ -1,4 +1,4 @@
-"""What decoding asks of the model: logits of wanted tokens, and whether image and text match."""
+"""The plain model as decoding uses it: logits of wanted tokens, and p(match) of image and text."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from gptface_dist.model.plain import GPTFace
 
 
 def device_of(model: GPTFace) -> torch.device:
-    """Where the model lies."""
+    """The device of the model's weights."""
     return model.embeddings.word.weight.device
 
 
@@ -19,8 +19,7 @@ def device_of(model: GPTFace) -> torch.device:
 def fast_products(device: torch.device) -> Iterator[None]:
     """Let a GPU multiply float32 matrices in TensorFloat-32: 10 bits of mantissa, more than the bfloat16 of most releases.
 
-    For the transformer alone: the image tokenizer's codes turn at near ties, and it computes in full float32. On the CPU
-    nothing changes.
+    For the transformer alone: the image tokenizer's codes turn at near ties and need full float32. Changes nothing on the CPU.
     """
     before = torch.get_float32_matmul_precision()
     if device.type == "cuda":
@@ -39,7 +38,7 @@ def logits_of(model: GPTFace, batch: PaddedBatch, hidden: Tensor, ids: range) ->
 
 @torch.no_grad()
 def match_probabilities(model: GPTFace, sequences: Sequence[MaskedSequence]) -> list[float]:
-    """p(match) of finished sequences by the matching head."""
+    """p(match) of each sequence by the matching head; all tokens must be in place."""
     matches = [0.0] * len(sequences)
     with fast_products(device_of(model)):
         for numbers in batches(sequences, device_of(model)):

@@ -1,4 +1,4 @@
-"""Decoding: the schedule, the draws, and that no sample knows of the others."""
+"""Decoding: the schedule, the draws, and that no sample depends on the others."""
 
 import math
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_noise_is_gumbel_and_belongs_to_its_key() -> None:
 
 
 def reference(generator: Generator, text: str, sampling: Sampling, number: int) -> np.ndarray:
-    """Unguided decoding written down plainly: codes [4, 4]."""
+    """Unguided decoding in plain Python: codes [4, 4]."""
     model, vocabulary = generator.model, generator.vocabulary
     ids = generator._text.encode(text)
     noise = Noise(sampling.seed, number, 0)
@@ -105,7 +105,7 @@ def test_decoding_is_what_it_says(generator: Generator) -> None:
 
 
 @pytest.mark.parametrize("guidance", [Guidance(), ALL])
-def test_a_sample_does_not_know_of_the_others(generator: Generator, guidance: Guidance) -> None:
+def test_a_sample_does_not_depend_on_the_others(generator: Generator, guidance: Guidance) -> None:
     sampling = Sampling(steps=4, seed=5)
     texts = [TEXT, "a", "a hat", TEXT]
     together = generator.generate(texts, 1, sampling, guidance)
@@ -123,7 +123,7 @@ def test_samples_and_seeds_differ(generator: Generator) -> None:
 
 
 def test_full_padded_batches_draw_the_same(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shape that GPUs get: rows that only fill up, and padding, change nothing (float64 leaves no near ties)."""
+    """The shape of batches on GPUs: unused rows and padding change nothing (float64 leaves no near ties)."""
     wide = Generator(generator.model.double(), generator._text, generator._image, (4, 4))
     try:
         sampling = Sampling(steps=4)
@@ -139,7 +139,7 @@ def test_full_padded_batches_draw_the_same(generator: Generator, monkeypatch: py
 
 
 def test_candidates_fill_batches_together(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One picture, best of four, in batches of four rows: one batch, and the same best candidate as one after the other."""
+    """One picture, best of four, in batches of four rows: one batch, and the same best candidate as singly."""
     monkeypatch.setattr(sequences, "shape_on", lambda device: Shape(4, 16))
     decode_batch = decode._decode_batch
     rows: list[int] = []

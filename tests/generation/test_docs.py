@@ -1,4 +1,4 @@
-"""What docs/generation.md says runs as it stands there."""
+"""The commands and the Python of docs/generation.md run as printed there."""
 
 import shlex
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What users call: edits keep what they must, captions, scores, and mistakes."""
+"""The generator: edits keep what they must, captions, scores, and mistakes."""
 
 import subprocess
 import sys
@@ -87,7 +87,7 @@ def test_codes_of_a_picture_are_those_of_the_tokenizer(generator: Generator, tmp
     assert generator.read_picture(picture(2, 20)).pixels.shape == (8, 8, 3)
 
 
-def test_reconstructions_do_not_know_of_each_other(generator: Generator) -> None:
+def test_reconstructions_do_not_depend_on_each_other(generator: Generator) -> None:
     pictures = [picture(number) for number in range(3)]
     together = generator.reconstruct(pictures)
     for pixels, rebuilt in zip(pictures, together, strict=True):

@@ -28,7 +28,7 @@ def masked(generator: Generator, visible: int = 5) -> tuple[PaddedBatch, torch.T
 
 
 def relaxed(generator: Generator, batch: PaddedBatch, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """log p(match) with the masked tokens' embeddings averaged, written down plainly."""
+    """log p(match) with the masked tokens' embeddings averaged, in plain PyTorch."""
     model, ids = generator.model, generator.vocabulary.image_range
     e = model.embeddings
     words = e.word(batch.tokens).clone()

@@ -1,4 +1,4 @@
-"""The study: statistics by hand, what prompts say, and a judge that learns what it is told."""
+"""The study: statistics by hand, the words of prompts, and a judge that learns its labels."""
 
 import itertools
 from pathlib import Path
@@ -78,8 +78,8 @@ def test_prompts_name_all_traits() -> None:
     assert len({prompt(values) for values in every}) == len(every) == 2 * 2 * 5 * 7, "different values, different words"
 
 
-def test_all_values_are_asked_for_equally_often() -> None:
-    """Then nothing that pictures show has more agreement by chance than anything else; and no trait tells another."""
+def test_prompts_ask_for_all_values_equally_often() -> None:
+    """All values then agree equally often by chance, and no trait predicts another."""
     drawn = random_values(700, np.random.default_rng(0))
     for name, values in TRAITS.items():
         assert (np.bincount([entry[name] for entry in drawn]) == 700 // len(values)).all()
@@ -137,7 +137,7 @@ def test_traits_of_attributes() -> None:
     assert hidden == {"gender": 1, "glasses": 0, "hair": UNKNOWN, "expression": UNKNOWN}
 
 
-def test_the_judge_learns_and_passes_over_what_is_unknown() -> None:
+def test_the_judge_learns_and_skips_unknown_values() -> None:
     """Pictures whose brightness is the hair, whose colour the gender; the expression is never known."""
     rng = np.random.default_rng(3)
     values = [entry | {"expression": UNKNOWN} for entry in random_values(192, rng)]
@@ -155,7 +155,7 @@ def test_the_judge_learns_and_passes_over_what_is_unknown() -> None:
     assert again == seen
 
 
-def test_the_judge_takes_all_values_for_equally_likely() -> None:
+def test_the_judge_treats_all_values_as_equally_likely() -> None:
     """Brightness tells two values apart, not quite; one of ten training pictures has the second value.
 
     With means two deviations apart, who guesses best when both are alike finds 84 % of either. Who goes by how often they

@@ -1,4 +1,4 @@
-"""Captions: is what they say of a face true of it."""
+"""Captions: how often they name a trait, and how often they are right."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -19,26 +19,26 @@ WORDS: dict[str, tuple[str, ...]] = {
         "neutral", "happy|smiling|smile", "sad|unhappy", "angry", "surprised|astonished", "disgusted", "scared|frightened",
     ),
 }  # fmt: skip
-"""How the captions of `gptface faces render` name the values of a trait, in the order of TRAITS. Glasses are only named where
-there are some, so that silence says nothing."""
+"""How the captions of `gptface faces render` name the values of a trait, in the order of TRAITS. Without glasses: captions
+name them only where there are some."""
 _HAIR = r"\b(?:{0}) (?:hair|afro|buzz cut)\b|\bhair is (?:[\w-]+ (?:and )?)?(?:{0})\b"
-"""Around a colour: clothes and backgrounds have colours too."""
+"""Pattern around a colour: clothes and backgrounds have colours too."""
 
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """What captions say of one trait."""
+    """Captions compared with the faces in one trait."""
 
     named: Share
-    """Captions that name a value of it."""
+    """Captions that name a value of the trait."""
     right: Share | None
-    """Those of them that name the true one and no other; None where none names any."""
+    """Of those, the ones that name the true value and no other; None if no caption names a value."""
     chance: Mean | None
-    """The same, if captions had nothing to do with their faces; None likewise."""
+    """Expected :attr:`right` of captions independent of their faces; None likewise."""
 
 
 def said(text: str, trait: str) -> set[int]:
-    """The values of a trait that a caption names."""
+    """Find the values of a trait that a caption names."""
     form = _HAIR if trait == "hair" else r"\b(?:{0})\b"
     return {value for value, words in enumerate(WORDS[trait]) if re.search(form.format(words), text.lower())}
 
@@ -46,7 +46,7 @@ def said(text: str, trait: str) -> set[int]:
 def measure_captions(
     generator: Generator, faces: Sequence[Face], captions: int, seeds: int, on_caption: Callable[[], None]
 ) -> dict[str, CaptionResult]:
-    """By trait, of the best match among captions of each length, for ``captions`` faces with each seed that show all traits."""
+    """Caption ``captions`` faces with each seed, among those that show all traits, and compare by trait."""
     fit = [face for face in faces if face.whole]
     named: dict[str, list[list[float]]] = {name: [[] for _ in range(seeds)] for name in WORDS}
     right: dict[str, list[list[float]]] = {name: [[] for _ in range(seeds)] for name in WORDS}
@@ -64,7 +64,7 @@ def measure_captions(
             named[name][seed] = [float(bool(values)) for values, _ in pairs]
             right[name][seed] = [float(values == {truth}) for values, truth in spoken]
             if spoken:
-                # A caption that names two values is right of none: a value of its own.
+                # A caption that names two values is right for no face: it counts as one more value.
                 seen = [next(iter(values)) if len(values) == 1 else len(TRAITS[name]) for values, _ in spoken]
                 by_chance[name].append(chance([truth for _, truth in spoken], seen))
     return {

@@ -1,4 +1,4 @@
-"""What the study found: its numbers as JSON, its tables in Markdown, its pictures on a sheet."""
+"""The study's report: numbers as JSON, tables in Markdown, pictures on a sheet."""
 
 import datetime
 import json
@@ -57,7 +57,7 @@ One row a way of drawing ({modes}), for {shown}. Below, edits ({edits}): before,
 
 
 def make_folder(out: Path) -> None:
-    """Make the folder of the report; :class:`UserError` where it cannot be one."""
+    """Make the report's folder; :class:`UserError` where ``out`` cannot be one."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -138,12 +138,12 @@ def _row(*cells: object) -> str:
 
 
 def _plain(result: ModeResult | EditResult) -> dict[str, object]:
-    """Without the pictures."""
+    """Convert to JSON's types, without the pictures."""
     return {name: value for name, value in asdict(result).items() if name not in ("pictures", "strips")}
 
 
 def _sheet(study: Study, enlarged: int = 2, gap: int = 4) -> Image.Image:
-    """Rows of pictures on white."""
+    """Lay out a row of pictures for each mode, then one for each kind of edit, on white."""
     rows = [np.concatenate(mode.pictures, axis=1) for mode in study.modes.values()]
     rows += [np.concatenate(edit.strips, axis=1) for edit in study.edits.values() if edit.strips]
     width = max(row.shape[1] for row in rows) * enlarged

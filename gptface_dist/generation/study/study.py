@@ -1,4 +1,4 @@
-"""The whole study: judges are trained, then prompts, edits, matching and captions are measured."""
+"""The whole study: train the judges, then measure prompts, edits, matching and captions."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,19 +23,19 @@ class StudyOptions:
     """The size of the study."""
 
     prompts: int = 70
-    """Random prompts with each seed; two pictures are drawn for each."""
+    """Random prompts with each seed, two pictures each."""
     edits: int = 30
     """Edits of each kind, pairs and captions with each seed."""
     seeds: int = 3
     """Seeds of prompts, noise and judges."""
     judge_faces: int = 2000
-    """Rendered faces that the judges are trained on."""
+    """Rendered faces that train the judges."""
     held_out: int = 300
-    """Rendered faces that they are tested on; the edited and described ones are among them."""
+    """Rendered faces that test them, and of which some are edited and captioned."""
     epochs: int = 12
-    """Of a judge's training."""
+    """Passes over the faces in a judge's training."""
     steps: int = 12
-    """Passes of the model a picture."""
+    """Passes of the model for each drawn picture; edits and captions keep their defaults."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -45,30 +45,30 @@ class StudyOptions:
 
 @dataclass(frozen=True)
 class Study:
-    """What was found."""
+    """Results."""
 
     ceiling: dict[str, Mean]
     """The judges' accuracy on held-out faces as the image tokenizer reconstructs them, by trait: the mean over its values."""
     modes: dict[str, ModeResult]
-    """By way of drawing."""
+    """By name of the guidance, as in MODES."""
     shown: list[str]
-    """The prompts of the pictures that are kept of each."""
+    """Prompts of the pictures kept in each mode."""
     edits: dict[str, EditResult]
     """By kind of edit."""
     matching: dict[str, Share]
-    """By trait: true texts that the matching head prefers."""
+    """By trait: share of faces whose true text the matching head prefers."""
     captions: dict[str, CaptionResult]
     """By trait."""
     gpu: str
-    """Name of the GPU that computed; empty where the CPU did."""
+    """Name of the GPU that computed; empty for a CPU."""
 
 
 def study(
     generator: Generator, folder: ShardFolder, options: StudyOptions, progress: Callable[[str, int], Callable[[], None]]
 ) -> Study:
-    """Train the judges, then measure. ``progress`` is told what comes next and how much of it; it gives what to call.
+    """Train the judges, then measure. ``progress`` takes the name and size of the next part and returns its advance function.
 
-    :class:`UserError` where there are too few faces, or others, or the model cannot be guided in all ways.
+    :class:`UserError` for too few faces, shards of other pictures, or a model that cannot be guided in each mode.
     """
     for guidance in MODES.values():
         generator.check_guidance(guidance)
