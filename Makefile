@@ -137,7 +137,7 @@ PROMPTS = --text "a smiling woman with blond hair" --text "a man with black hair
   --text "an angry man with red hair" --text "a surprised woman with gray hair"
 
 pictures: model  ## generate, edit and caption with the release
-	$(GPTFACE) generate $(OUT)/release $(OUT)/generated.png $(PROMPTS) -n 4 --classifier-free 3 --rerank 4 > $(OUT)/generated.txt
+	$(GPTFACE) generate $(OUT)/release $(OUT)/generated.png $(PROMPTS) -n 4 guidance.classifier_free=3 guidance.rerank=4 > $(OUT)/generated.txt
 	tar -xOf $(OUT)/held_out/00000.tar $(FACE).png > $(OUT)/face.png
 	tar -xOf $(OUT)/held_out/00000.tar $(FACE).mask.png > $(OUT)/mask.png
 	$(GPTFACE) edit $(OUT)/release $(OUT)/edited.png --image $(OUT)/face.png --parsing $(OUT)/mask.png --strip $(OUT)/edits.png \

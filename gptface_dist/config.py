@@ -1,5 +1,11 @@
-"""Configuration read from YAML as dataclasses, with ``key=value`` overrides."""
+"""Configuration as dataclasses: read from YAML, changed by ``key=value`` overrides, listed with its fields' sentences."""
 
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +16,7 @@ from omegaconf import OmegaConf
 from gptface_dist.errors import UserError
 
 T = TypeVar("T")
+_MISTAKES = (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError)
 
 
 def load(kind: type[T], path: Path, overrides: list[str]) -> T:
@@ -22,8 +29,7 @@ def load(kind: type[T], path: Path, overrides: list[str]) -> T:
     """
     loaded = _part(_read(path), path.parent)
     for override in overrides:
-        if "=" not in override or override.startswith("="):
-            raise UserError(f"override {override!r} is not of the form key=value")
+        _check_form(override)
     try:
         # Whole files first, so that `model=models/base.yaml model.layers=2` changes the file's layers.
         names = [override for override in overrides if override.endswith((".yaml", ".yml"))]
@@ -32,11 +38,73 @@ def load(kind: type[T], path: Path, overrides: list[str]) -> T:
             loaded.update(_part(OmegaConf.from_dotlist([name]), Path()))
         merged = OmegaConf.merge(OmegaConf.structured(kind), loaded, OmegaConf.from_dotlist(values))
         found: Any = OmegaConf.to_object(merged)
-    except (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError) as error:
+    except _MISTAKES as error:
         key = getattr(error, "full_key", None)
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path}{f', key {key}' if key else ''}: {reason}") from None
+        raise UserError(f"{path}{f', key {key}' if key else ''}: {_reason(error)}") from None
     return found
+
+
+def override(base: T, overrides: list[str]) -> T:
+    """Apply ``key.key=value`` overrides to a copy of a dataclass instance, the last one wins.
+
+    :class:`UserError` quotes the override with an unknown key or a value of a wrong type and lists the keys.
+    """
+    merged = OmegaConf.structured(base)
+    for text in overrides:
+        try:
+            _check_form(text)
+            # Resolved by itself: a reference to nowhere fails here, with its own override in the message.
+            change = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=True, throw_on_missing=True)
+            merged = OmegaConf.merge(merged, change)
+        except (UserError, *_MISTAKES) as error:
+            reason = str(error) if isinstance(error, UserError) else f"override {text!r}: {_reason(error)}"
+            raise UserError(f"{reason} (keys: {', '.join(option.key for option in options(base))})") from None
+    result: Any = OmegaConf.to_object(merged)
+    return result
+
+
+@dataclass(frozen=True)
+class Option:
+    """A value that ``key=value`` can set."""
+
+    key: str
+    """Names of the fields that lead to it, joined by dots."""
+    value: object
+    """What it is unless overridden."""
+    meaning: str
+    """The sentences under its field."""
+
+
+def options(base: Any, prefix: str = "") -> Iterator[Option]:
+    """All options of a dataclass instance, those of its parts in their place."""
+    meanings = _meanings(type(base))
+    for field in fields(base):
+        key, value = prefix + field.name, getattr(base, field.name)
+        if is_dataclass(value):
+            yield from options(value, f"{key}.")
+        else:
+            yield Option(key, value, meanings.get(field.name, ""))
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """The strings under the fields in a dataclass's source, by field; Python itself keeps none of them."""
+    meanings = {}
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    for field, text in pairwise(ast.iter_child_nodes(definition)):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(meaning))):
+                meanings[name] = " ".join(meaning.replace("``", "`").split())
+    return meanings
+
+
+def _check_form(override: str) -> None:
+    if "=" not in override or override.startswith(("=", "[")):
+        raise UserError(f"override {override!r} is not of the form key=value")
+
+
+def _reason(error: Exception) -> str:
+    """One line of an error of OmegaConf or YAML; YAML's first line only says what was being parsed."""
+    return str(getattr(error, "problem", None) or error).split("\n")[0]
 
 
 def _read(path: Path) -> omegaconf.DictConfig:

@@ -10,7 +10,9 @@ import pytest
 import typer
 from PIL import Image
 
-from gptface_dist.config import load
+from gptface_dist.config import load, override
+from gptface_dist.errors import UserError
+from gptface_dist.generation.options import GenerationOptions
 from gptface_dist.tools import main
 from gptface_dist.training.config import Config
 
@@ -41,14 +43,16 @@ def commands(document: Path) -> Iterator[list[str]]:
 
 
 def parse(arguments: list[str]) -> None:
-    """Let the program's parser read the arguments; nothing runs. UsageError where it would refuse them."""
+    """Let the parsers of the program and of generation's options read the arguments; nothing runs. UsageError or UserError."""
     command: Any = typer.main.get_command(main.app)
     while hasattr(command, "commands"):
         name, *arguments = arguments
         if name not in command.commands:
             raise UsageError(f"no command {name}")
         command = command.commands[name]
-    command.make_context(command.name, arguments)
+    context = command.make_context(command.name, arguments)
+    if command.name in ("generate", "edit", "caption"):
+        override(GenerationOptions(), list(context.params["overrides"] or []))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -56,8 +60,8 @@ def test_every_command_is_one(document: Path) -> None:
     for arguments in commands(document):
         try:
             parse(arguments)
-        except UsageError as error:
-            pytest.fail(f"gptface {shlex.join(arguments)}: {error.format_message()}")
+        except (UsageError, UserError) as error:
+            pytest.fail(f"gptface {shlex.join(arguments)}: {error}")
 
 
 def test_commands_are_found_and_wrong_ones_refused() -> None:
@@ -67,6 +71,8 @@ def test_commands_are_found_and_wrong_ones_refused() -> None:
     for wrong in (["generate", "r", "o.png", "--texts", "a"], ["faces", "draw"], ["data", "tokenize", "a"]):
         with pytest.raises(UsageError):
             parse(wrong)
+    with pytest.raises(UserError, match="'rerank=4'"):
+        parse(["generate", "r", "o.png", "--text", "a", "rerank=4"])
 
 
 def test_the_cluster_s_overrides_exist() -> None:

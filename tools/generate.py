@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,50 +11,65 @@ from gptface_dist.errors import UserError
 from gptface_dist.tools.progress import bar
 
 if TYPE_CHECKING:
-    from gptface_dist.generation import Generator, Guidance, Sampling
+    from gptface_dist.generation import Generator
 
 # torch, diffusers and sentencepiece are imported inside the commands: `gptface --help` answers at once.
 
 Release = Annotated[Path, typer.Argument(help="Folder of a release.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.", show_default=False)]
-Steps = Annotated[int | None, typer.Option(help="Passes of the model a picture.", show_default="12")]
-Temperature = Annotated[float | None, typer.Option(help="Divides the logits; 0 takes the likeliest.", show_default="1")]
-TopK = Annotated[int | None, typer.Option(help="Draw among so many likeliest tokens; 0: all.", show_default="0")]
-Seed = Annotated[int, typer.Option(help="Of the noise; the same seed gives the same results.")]
-GradientStrength = Annotated[float | None, typer.Option(help="Guidance by the matching loss's gradient.", show_default="0")]
-ClassifierFree = Annotated[float | None, typer.Option(help="Strength of classifier-free guidance.", show_default="0")]
-Rerank = Annotated[int | None, typer.Option(help="Draw so many for each result, keep the best match.", show_default="1")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value, e.g. guidance.rerank=4 sampling.seed=3; --options lists all.", show_default=False),
+]
+
+
+def _print_options(context: typer.Context, wanted: bool) -> None:
+    """Print each key=value with its default in this command and its meaning, then exit."""
+    if not wanted:
+        return
+    from gptface_dist.config import options
+    from gptface_dist.generation.options import GenerationOptions
+    from gptface_dist.generation.presets import CAPTION_SAMPLING, TASKS
+
+    base = GenerationOptions(CAPTION_SAMPLING) if context.info_name == "caption" else GenerationOptions()
+    for option in options(base):
+        typer.echo(f"{option.key}={option.value}\n    {option.meaning}")
+    for name, preset in TASKS.items() if context.info_name == "edit" else ():
+        pairs = zip(options(base), options(preset.options), strict=True)
+        changed = [f"{own.key}={own.value}" for default, own in pairs if own != default]
+        typer.echo(f"--task {name}: {' '.join(changed) or 'the defaults above'}")
+    raise typer.Exit
+
+
+Options = Annotated[
+    bool, typer.Option("--options", callback=_print_options, is_eager=True, help="List the key=value options and exit.")
+]
 
 
 def generate(
     release: Release,
     out: Annotated[Path, typer.Argument(help="Picture to write; of several, a sheet.", show_default=False)],
     text: Annotated[list[str], typer.Option(help="What the faces show; may be given again.", show_default=False)],
+    overrides: Overrides = None,
     n: Annotated[int, typer.Option("-n", help="Faces for each text.")] = 1,
-    seed: Seed = 0,
-    steps: Steps = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    classifier_free: ClassifierFree = None,
-    gradient: GradientStrength = None,
-    rerank: Rerank = None,
     columns: Annotated[int | None, typer.Option(help="Faces in a row; by default those of one text.")] = None,
     device: Device = None,
+    list_options: Options = False,
 ) -> None:
     """Draw faces for a text."""
-    from gptface_dist.generation import Guidance, Sampling
+    from gptface_dist.config import override
+    from gptface_dist.generation.options import GenerationOptions
     from gptface_dist.generation.pictures import check_out, strip, write_image
 
     check_out(out)
-    sampling = _sampling(Sampling(), seed, steps, temperature, top_k)
-    guidance = _guidance(Guidance(), classifier_free, gradient, rerank)
-    generator = load(release, device)
-    with _progress("drawing", len(text) * n * guidance.rerank) as on_step:
-        drawn = generator.generate(text, n, sampling, guidance, on_step)
+    options = override(GenerationOptions(), overrides or [])
+    generator = load_generator(release, device)
+    with _progress("drawing", len(text) * n * options.guidance.rerank) as on_step:
+        drawn = generator.generate(text, n, options.sampling, options.guidance, on_step)
     write_image(strip([picture.image for picture in drawn], columns or n), out)
     for words in text:
-        found = ", ".join(f"{picture.match:.3f}" for picture in drawn if picture.text == words)
-        print(f"{words} p(match) {found}")
+        matches = ", ".join(f"{picture.match:.3f}" for picture in drawn if picture.text == words)
+        print(f"{words} p(match) {matches}")
     print(f"{len(drawn)} of {generator.size}x{generator.size} pixels in {out}")
 
 
@@ -63,8 +77,9 @@ def edit(
     release: Release,
     out: Annotated[Path, typer.Argument(help="Picture to write: PNG keeps pixels exactly.", show_default=False)],
     image: Annotated[Path, typer.Option(help="Picture to edit.", show_default=False)],
+    overrides: Overrides = None,
     text: Annotated[
-        list[str] | None, typer.Option(help="What it is to show. Given again: the next edit, of what came out.")
+        list[str] | None, typer.Option(help="What it is to show. Given again: the next edit, of the result.")
     ] = None,
     region: Annotated[
         list[str] | None,
@@ -75,19 +90,14 @@ def edit(
     ] = None,
     task: Annotated[str, typer.Option(help="attribute, expression, occluder or inpainting: sets the defaults.")] = "attribute",
     n: Annotated[int, typer.Option("-n", help="Different results of the last edit; of several, OUT is a sheet.")] = 1,
-    seed: Seed = 0,
-    steps: Steps = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    classifier_free: ClassifierFree = None,
-    gradient: GradientStrength = None,
-    rerank: Rerank = None,
     feather: Annotated[int, typer.Option(help="Pixels inside the region over which the new picture fades in.")] = 2,
     resize: Annotated[bool, typer.Option("--resize", help="Cut and scale a picture of another size.")] = False,
     strip: Annotated[Path | None, typer.Option(help="Also write a sheet of the picture before and after each edit.")] = None,
     device: Device = None,
+    list_options: Options = False,
 ) -> None:
-    """Draw a region of a picture anew for a text; the rest stays as it is. Several --text make one edit after the other."""
+    """Redraw a region of a picture for a text; the rest stays unchanged. Several --text make one edit after the other."""
+    from gptface_dist.config import override
     from gptface_dist.generation import pictures, presets
     from gptface_dist.generation import region as regions
 
@@ -102,16 +112,17 @@ def edit(
         wheres *= len(texts)
     if len(wheres) != len(texts):
         raise UserError(f"{len(texts)} texts and {len(wheres)} regions: give one region, or one for each text")
-    sampling = _sampling(preset.sampling, seed, steps, temperature, top_k)
-    guidance = _guidance(preset.guidance, classifier_free, gradient, rerank)
-    generator = load(release, device)
+    options = override(preset.options, overrides or [])
+    generator = load_generator(release, device)
     chosen = [regions.region(where, generator.size, parsing) for where in wheres]
-    current = generator.read(image, resize)
+    current = generator.read_picture(image, resize)
     shown = [current]
-    with _progress("editing", (len(texts) - 1 + n) * guidance.rerank) as on_step:
+    with _progress("editing", (len(texts) - 1 + n) * options.guidance.rerank) as on_step:
         for number, (words, where) in enumerate(zip(texts, chosen, strict=True), 1):
             results = n if number == len(texts) else 1
-            drawn = generator.edit(current, words, where, task, results, sampling, guidance, feather, on_step=on_step)
+            drawn = generator.edit(
+                current, words, where, task, results, options.sampling, options.guidance, feather, on_step=on_step
+            )
             current = drawn[0]
             shown += drawn
     pictures.write_image(pictures.strip([picture.image for picture in drawn], n), out)
@@ -125,26 +136,22 @@ def edit(
 def caption(
     release: Release,
     image: Annotated[Path, typer.Argument(help="Picture to describe.", show_default=False)],
+    overrides: Overrides = None,
     n: Annotated[int, typer.Option("-n", help="Captions, the best match first.")] = 1,
-    seed: Seed = 0,
-    steps: Steps = None,
-    temperature: Annotated[float | None, typer.Option(help="Divides the logits.", show_default="0.5")] = None,
-    top_k: TopK = None,
-    gradient: GradientStrength = None,
-    rerank: Rerank = None,
     device: Device = None,
+    list_options: Options = False,
 ) -> None:
     """Describe a picture; each line is p(match) and a caption."""
-    from gptface_dist.generation import Guidance
-    from gptface_dist.generation.generator import CAPTION_LENGTHS, CAPTION_SAMPLING
+    from gptface_dist.config import override
+    from gptface_dist.generation.options import GenerationOptions
+    from gptface_dist.generation.presets import CAPTION_LENGTHS, CAPTION_SAMPLING
 
-    sampling = _sampling(CAPTION_SAMPLING, seed, steps, temperature, top_k)
-    guidance = _guidance(Guidance(), None, gradient, rerank)
-    generator = load(release, device)
-    with _progress("describing", n * len(CAPTION_LENGTHS) * guidance.rerank) as on_step:
-        found = generator.caption(image, n, sampling, guidance, on_step=on_step)
-    for one in found:
-        print(f"{one.match:.3f}  {one.text}")
+    options = override(GenerationOptions(CAPTION_SAMPLING), overrides or [])
+    generator = load_generator(release, device)
+    with _progress("describing", n * len(CAPTION_LENGTHS) * options.guidance.rerank) as on_step:
+        captions = generator.caption(image, n, options.sampling, options.guidance, on_step=on_step)
+    for entry in captions:
+        print(f"{entry.match:.3f}  {entry.text}")
 
 
 def score(
@@ -154,7 +161,7 @@ def score(
     device: Device = None,
 ) -> None:
     """Print p(match): how likely the model finds it that picture and text belong together."""
-    print(f"{load(release, device).score(image, text):.4f}")
+    print(f"{load_generator(release, device).score(image, text):.4f}")
 
 
 def register(app: typer.Typer) -> None:
@@ -163,8 +170,8 @@ def register(app: typer.Typer) -> None:
         app.command(command.__name__)(command)
 
 
-def load(release: Path, device: str | None) -> "Generator":
-    """A release on ``device``: by default a GPU where there is one; :class:`UserError` for another name or no GPU."""
+def load_generator(release: Path, device: str | None) -> "Generator":
+    """Load a release on ``device``, by default a GPU if there is one; :class:`UserError` for another name or a missing GPU."""
     import torch
 
     from gptface_dist.generation import Generator
@@ -177,30 +184,9 @@ def load(release: Path, device: str | None) -> "Generator":
     return Generator.from_pretrained(release, chosen)
 
 
-def _sampling(base: "Sampling", seed: int, steps: int | None, temperature: float | None, top_k: int | None) -> "Sampling":
-    """``base`` with what was given."""
-    return replace(
-        base,
-        seed=seed,
-        steps=base.steps if steps is None else steps,
-        temperature=base.temperature if temperature is None else temperature,
-        top_k=base.top_k if top_k is None else top_k,
-    )
-
-
-def _guidance(base: "Guidance", classifier_free: float | None, gradient: float | None, rerank: int | None) -> "Guidance":
-    """``base`` with what was given."""
-    return replace(
-        base,
-        gradient=base.gradient if gradient is None else replace(base.gradient, strength=gradient),
-        classifier_free=base.classifier_free if classifier_free is None else classifier_free,
-        rerank=base.rerank if rerank is None else rerank,
-    )
-
-
 @contextmanager
 def _progress(doing: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar of one task, and what to call when a part of it is done."""
+    """Show a bar of ``total`` parts; yields the function that advances it by one."""
     with bar() as progress:
         task = progress.add_task(doing, total=total)
         yield lambda: progress.advance(task)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gptface_dist.tools.generate import Device, load
+from gptface_dist.tools.generate import Device, load_generator
 from gptface_dist.tools.progress import bar
 
 
@@ -20,9 +20,9 @@ def study(
     prompts: Annotated[int, typer.Option(help="Random prompts with each seed, two pictures each.")] = 70,
     edits: Annotated[int, typer.Option(help="Edits of each kind, pairs and captions with each seed.")] = 30,
     seeds: Annotated[int, typer.Option(help="Seeds of prompts, noise and judges.")] = 3,
-    judge_faces: Annotated[int, typer.Option(help="Faces that the judges are trained on.")] = 2000,
-    held_out: Annotated[int, typer.Option(help="Further faces, that they are tested on and that are edited.")] = 300,
-    epochs: Annotated[int, typer.Option(help="Of a judge's training.")] = 12,
+    judge_faces: Annotated[int, typer.Option(help="Faces that train the judges.")] = 2000,
+    held_out: Annotated[int, typer.Option(help="Further faces that test them and are edited.")] = 300,
+    epochs: Annotated[int, typer.Option(help="Passes over the faces in a judge's training.")] = 12,
     steps: Annotated[int, typer.Option(help="Passes of the model a picture.")] = 12,
     device: Device = None,
 ) -> None:
@@ -34,7 +34,7 @@ def study(
 
     options = StudyOptions(prompts, edits, seeds, judge_faces, held_out, epochs, steps)
     folder = open_pictures(faces)
-    generator = load(release, device)
+    generator = load_generator(release, device)
     # Before the work, not after it.
     report.make_folder(out)
     with bar() as progress:
@@ -45,6 +45,6 @@ def study(
                 print(f"{doing} ({total})", file=sys.stderr, flush=True)
             return lambda: progress.advance(task)
 
-        found = measure(generator, folder, options, begin)
-    report.write(found, out, " ".join(["gptface", *sys.argv[1:]]))
-    print(report.markdown(found))
+        result = measure(generator, folder, options, begin)
+    report.write(result, out, " ".join(["gptface", *sys.argv[1:]]))
+    print(report.markdown(result))

@@ -1,4 +1,4 @@
-"""Iterative parallel decoding: all wanted tokens are masked; each step commits those the model is most sure of.
+"""Iterative parallel decoding: all wanted tokens start masked; each step commits those of the highest confidence.
 
 After step ``t`` of ``T``, ``floor(cos(pi t / 2T) n)`` of the ``n`` tokens are still masked (at least one fewer than before).
 Candidates are drawn from the model's distribution; their confidence is ``log p + confidence_noise (1 - t/T) Gumbel``.
@@ -11,125 +11,130 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptface_dist.generation.guidance import pull
+from gptface_dist.generation.guidance import guidance_shift
 from gptface_dist.generation.model import device_of, fast_products, logits_of, match_probabilities
 from gptface_dist.generation.noise import Noise
 from gptface_dist.generation.options import Guidance, Sampling
-from gptface_dist.generation.sequence import Rows, Unfinished, batches, stack
+from gptface_dist.generation.sequence import MaskedSequence, PaddedBatch, batches, stack
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.sequence import IMAGE
 
 
 @dataclass(frozen=True)
-class Task:
-    """A sequence to complete."""
+class DecodeRequest:
+    """A sequence whose wanted tokens are to be drawn."""
 
-    sequence: Unfinished
-    """It."""
-    without_text: Unfinished | None
-    """The same image with an empty text, for classifier-free guidance; None where that makes no sense."""
+    sequence: MaskedSequence
+    without_text: MaskedSequence | None
+    """The same image after an empty text, for classifier-free guidance; None for captions."""
     number: int
-    """Which sample of the call this is: names its noise."""
+    """Index of the sample within the call; its noise is a function of the seed and this."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A completed sequence."""
+class DecodeResult:
+    """A sequence whose wanted tokens are drawn."""
 
-    sequence: Unfinished
-    """With its tokens in place."""
+    sequence: MaskedSequence
     match: float
     """p(match) of image and text."""
 
 
 def still_masked(step: int, steps: int, before: int, total: int) -> int:
-    """Tokens masked after a step (1 .. steps), of ``total``, ``before`` of which were masked before it."""
+    """Number of tokens still masked after ``step`` (1 .. steps), where ``before`` of ``total`` were masked before it."""
     if step == steps:
         return 0
     return max(0, min(before - 1, math.floor(math.cos(math.pi * step / (2 * steps)) * total)))
 
 
-def complete(
+def decode(
     model: GPTFace,
-    tasks: Sequence[Task],
+    requests: Sequence[DecodeRequest],
     ids: range,
     sampling: Sampling,
     options: Guidance,
     done: Callable[[], None] = lambda: None,
-) -> list[Drawn]:
-    """Complete sequences, each as if it were alone: the others, their number and order change nothing.
+) -> list[DecodeResult]:
+    """Decode each sequence as if it were alone: the other requests, their number and their order change nothing.
 
-    All candidates of all sequences fill batches together, so that a few sequences do not leave a GPU's rows empty.
+    The candidates of all sequences share batches, so that a few sequences still fill a GPU's rows.
 
     Args:
         model: in evaluation mode.
-        tasks: what to complete.
-        ids: the joint ids to draw from: those of the wanted tokens' modality.
-        sampling: steps, temperature, seed.
-        options: guidance.
-        done: called for every candidate that is complete, for progress.
+        requests: one for each result.
+        ids: the joint ids of the wanted tokens' modality; nothing else is drawn.
+        sampling: how tokens are drawn and committed.
+        options: guidance, and the number of candidates of which the best match is kept.
+        done: called after each candidate, for progress.
     """
-    found: list[Drawn | None] = [None] * len(tasks)
-    draws = [(number, candidate) for candidate in range(options.rerank) for number in range(len(tasks))]
-    for batch in batches([tasks[number].sequence for number, _ in draws], device_of(model)):
-        numbers = [draws[row][0] for row in batch]
-        chosen = [tasks[number] for number in numbers]
-        noises = [Noise(sampling.seed, tasks[number].number, candidate) for number, candidate in (draws[row] for row in batch)]
+    best: list[DecodeResult | None] = [None] * len(requests)
+    draws = [(number, candidate) for candidate in range(options.rerank) for number in range(len(requests))]
+    for rows in batches([requests[number].sequence for number, _ in draws], device_of(model)):
+        numbers = [draws[row][0] for row in rows]
+        chosen = [requests[number] for number in numbers]
+        noises = [
+            Noise(sampling.seed, requests[number].number, candidate) for number, candidate in (draws[row] for row in rows)
+        ]
         with fast_products(device_of(model)):
-            completed = _decode(model, chosen, ids, noises, sampling, options)
-        for number, drawn in zip(numbers, completed, strict=True):
-            best = found[number]
-            if best is None or drawn.match > best.match:
-                found[number] = drawn
+            results = _decode_batch(model, chosen, ids, noises, sampling, options)
+        for number, result in zip(numbers, results, strict=True):
+            previous = best[number]
+            if previous is None or result.match > previous.match:
+                best[number] = result
             done()
-    return [drawn for drawn in found if drawn is not None]
+    return [result for result in best if result is not None]
 
 
 @torch.no_grad()
-def _decode(
-    model: GPTFace, tasks: Sequence[Task], ids: range, noises: Sequence[Noise], sampling: Sampling, options: Guidance
-) -> list[Drawn]:
+def _decode_batch(
+    model: GPTFace,
+    requests: Sequence[DecodeRequest],
+    ids: range,
+    noises: Sequence[Noise],
+    sampling: Sampling,
+    options: Guidance,
+) -> list[DecodeResult]:
     device, mask_id = device_of(model), model.vocabulary.mask_id
-    rows = stack([task.sequence for task in tasks], device)
-    hidden = torch.zeros_like(rows.tokens, dtype=torch.bool)
-    for row, task in enumerate(tasks):
-        hidden[row, : len(task.sequence.tokens)] = task.sequence.wanted.to(device)
-    places = [hidden[row].nonzero()[:, 0] for row in range(len(tasks))]
-    rows.tokens[hidden] = mask_id
-    free = _Free(tasks, device) if options.classifier_free > 0 else None
+    batch = stack([request.sequence for request in requests], device)
+    hidden = torch.zeros_like(batch.tokens, dtype=torch.bool)
+    for row, request in enumerate(requests):
+        hidden[row, : len(request.sequence.tokens)] = request.sequence.wanted.to(device)
+    wanted = [hidden[row].nonzero()[:, 0] for row in range(len(requests))]
+    batch.tokens[hidden] = mask_id
+    unconditional = UnconditionalBranch(requests, device) if options.classifier_free > 0 else None
     for step in range(1, sampling.steps + 1):
-        own = logits = logits_of(model, rows, hidden, ids)
-        if free is not None:
-            logits = logits + options.classifier_free * (own - free.logits(model, rows, hidden, ids))
+        own = logits = logits_of(model, batch, hidden, ids)
+        if unconditional is not None:
+            logits = logits + options.classifier_free * (own - unconditional.logits(model, batch, hidden, ids))
         if options.gradient.strength > 0:
-            logits = logits + pull(model, rows, hidden, own, ids, options.gradient)
-        counts = [int(hidden[row, place].sum()) for row, place in enumerate(places)]
+            logits = logits + guidance_shift(model, batch, hidden, own, ids, options.gradient)
+        counts = [int(hidden[row, indices].sum()) for row, indices in enumerate(wanted)]
         for row, part in enumerate(logits.split(counts)):
-            masked = hidden[row, places[row]]
+            masked = hidden[row, wanted[row]]
             kept, tokens = commit(part, masked, noises[row], step, sampling)
-            where = places[row][masked.nonzero()[:, 0][kept]]
-            rows.tokens[row, where] = tokens + ids.start
-            hidden[row, where] = False
+            committed = wanted[row][masked.nonzero()[:, 0][kept]]
+            batch.tokens[row, committed] = tokens + ids.start
+            hidden[row, committed] = False
         if not hidden.any():
             break
-    finished = [task.sequence.completed(rows.tokens[row, places[row]].cpu()) for row, task in enumerate(tasks)]
-    return [Drawn(*both) for both in zip(finished, match_probabilities(model, finished), strict=True)]
+    finished = [request.sequence.completed(batch.tokens[row, wanted[row]].cpu()) for row, request in enumerate(requests)]
+    return [DecodeResult(*both) for both in zip(finished, match_probabilities(model, finished), strict=True)]
 
 
 def commit(logits: Tensor, masked: Tensor, noise: Noise, step: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Draw a token for each masked place of one sequence and choose which to keep.
+    """Draw a token for each masked position of one sequence and choose which to keep.
 
     Args:
-        logits: float32 [M, K] of the places that are still masked.
-        masked: bool [N]: which of the wanted places those are.
-        noise: the sample's.
+        logits: float32 [M, K] of the M positions that are still masked.
+        masked: bool [N] over the wanted positions, M of them true.
+        noise: the sample's own; each step draws the next values.
         step: 1 .. steps.
-        sampling: the law.
+        sampling: temperature, top-k and confidence noise.
 
-    Returns int64 [C] places to commit, as numbers among the masked ones, and int64 [C] their tokens, 0 .. K - 1.
+    Returns int64 [C], indices into the masked positions to commit, and int64 [C], their tokens, 0 .. K - 1.
     """
     total, count = len(masked), len(logits)
-    # For all wanted places at every step, so that a place's noise does not hang on what was committed before.
+    # Drawn for all wanted positions at each step: a position's noise does not depend on what was committed before.
     drawing, deciding = noise.gumbel(total, logits.shape[-1]), noise.gumbel(total)
     if not count:
         return masked.new_zeros(0, dtype=torch.int64), masked.new_zeros(0, dtype=torch.int64)
@@ -144,7 +149,7 @@ def commit(logits: Tensor, masked: Tensor, noise: Noise, step: int, sampling: Sa
 def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Draw a token for each row of ``logits`` (float32 [M, K]) with Gumbel ``noise`` of the same shape.
 
-    Returns int64 [M], and the tokens' log-probabilities (float32 [M]) after temperature and top-k.
+    Returns the tokens, int64 [M], and their log-probabilities after temperature and top-k, float32 [M].
     """
     if sampling.top_k and sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
@@ -157,20 +162,20 @@ def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Ten
     return drawn, logits.log_softmax(-1).gather(-1, drawn.unsqueeze(-1))[:, 0]
 
 
-class _Free:
-    """The same images with an empty text, in step with the sequences that have one."""
+class UnconditionalBranch:
+    """The requests' images after an empty text: what classifier-free guidance moves away from."""
 
-    def __init__(self, tasks: Sequence[Task], device: torch.device):
-        without = [task.without_text for task in tasks if task.without_text is not None]
-        if len(without) != len(tasks):
+    def __init__(self, requests: Sequence[DecodeRequest], device: torch.device):
+        without = [request.without_text for request in requests if request.without_text is not None]
+        if len(without) != len(requests):
             raise ValueError("classifier-free guidance needs each sequence without its text too")
-        self._rows = stack(without, device)
-        self._image = self._rows.segments == IMAGE
+        self._batch = stack(without, device)
+        self._image = self._batch.segments == IMAGE
 
-    def logits(self, model: GPTFace, rows: Rows, hidden: Tensor, ids: range) -> Tensor:
-        """Logits of the tokens that ``hidden`` marks in ``rows``, whose images are copied over."""
-        image = rows.segments == IMAGE
-        self._rows.tokens[self._image] = rows.tokens[image]
+    def logits(self, model: GPTFace, batch: PaddedBatch, hidden: Tensor, ids: range) -> Tensor:
+        """Copy the images of ``batch``, then compute float32 [M, len(ids)] of the M tokens that ``hidden`` marks in it."""
+        image = batch.segments == IMAGE
+        self._batch.tokens[self._image] = batch.tokens[image]
         masked = torch.zeros_like(self._image)
         masked[self._image] = hidden[image]
-        return logits_of(model, self._rows, masked, ids)
+        return logits_of(model, self._batch, masked, ids)

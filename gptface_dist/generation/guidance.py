@@ -1,4 +1,4 @@
-"""Guidance by the image-text matching (ITM) loss: the masked tokens' distribution is pulled to where the pair matches.
+"""Guidance by the image-text matching (ITM) loss: shift the masked tokens' logits towards a match.
 
 The paper (arXiv 2510.18345) says that the matching loss "pulls the generation distribution towards the control signal" and
 no more; this is a reconstruction, after PPLM (Dathathri et al. 2020). With ``z`` the logits of the masked tokens::
@@ -8,7 +8,7 @@ no more; this is a reconstruction, after PPLM (Dathathri et al. 2020). With ``z`
     d <- d - strength * g / rms(g),  g = d loss / d d,  one norm for each sample
 
 repeated ``iterations`` times; the fused distribution ``q^fusion softmax(z)^(1 - fusion)`` has the logits ``z + fusion d``.
-Classifier-free guidance (Ho and Salimans 2022) stands beside it; both shift logits, and their shifts add up.
+Classifier-free guidance (Ho and Salimans 2022) is independent of it; both shift logits, and the shifts add up.
 """
 
 import torch
@@ -16,23 +16,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from gptface_dist.generation.options import Gradient
-from gptface_dist.generation.sequence import Rows
+from gptface_dist.generation.sequence import PaddedBatch
 from gptface_dist.model.plain import GPTFace
 
 
-def pull(model: GPTFace, rows: Rows, hidden: Tensor, logits: Tensor, ids: range, options: Gradient) -> Tensor:
+def guidance_shift(model: GPTFace, batch: PaddedBatch, hidden: Tensor, logits: Tensor, ids: range, options: Gradient) -> Tensor:
     """``fusion d``: float32 [M, len(ids)], what to add to the ``logits`` of the M tokens that ``hidden`` (bool [B, L]) marks.
 
-    Sequences do not influence each other: the loss is a sum over them and every step is normalised by sample.
+    Sequences do not influence each other: the loss is a sum over them and each step is normalised by sample.
     """
     words = model.embeddings.word.weight
     with torch.no_grad():
-        embedded = model.embeddings(rows.tokens, rows.segments, rows.positions)
-        # What stands at masked tokens now is [MASK]; segment and position stay.
-        embedded[hidden] -= words[rows.tokens[hidden]]
+        embedded = model.embeddings(batch.tokens, batch.segments, batch.positions)
+        # Remove the word embedding of [MASK] at masked tokens; segment and position stay.
+        embedded[hidden] -= words[batch.tokens[hidden]]
         own = functional.log_softmax(logits, -1)
         row_of = hidden.nonzero()[:, 0]
-        sizes = torch.bincount(row_of, minlength=len(rows.lengths)).tolist()
+        sizes = torch.bincount(row_of, minlength=len(batch.lengths)).tolist()
     table = words[ids.start : ids.stop].detach()
     change = torch.zeros_like(logits)
     for _ in range(options.iterations):
@@ -41,7 +41,11 @@ def pull(model: GPTFace, rows: Rows, hidden: Tensor, logits: Tensor, ids: range,
             changed = functional.log_softmax(logits + change, -1)
             soft = changed.exp().to(table.dtype) @ table
             mixed = embedded.index_put((hidden,), embedded[hidden] + soft)
+<<<<<<< HEAD
             match = model.itm_logits(model.encode(mixed, rows.lengths)).float()
+=======
+            match = model.itm_logits(model.encode(mixed, batch.lengths)).float()
+>>>>>>> h1
             loss = -functional.log_softmax(match, -1)[:, 1].sum()
             loss = loss + options.kl * (changed.exp() * (changed - own)).sum()
             (gradient,) = torch.autograd.grad(loss, change)

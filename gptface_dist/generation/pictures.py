@@ -1,4 +1,4 @@
-"""Pictures as this package hands them about: pixels with the codes that the model reads; files in and out."""
+"""Pictures: pixels with the codes that the model reads; reading and writing of files."""
 
 import io
 from dataclasses import dataclass
@@ -13,31 +13,31 @@ from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""File name's ending -> Pillow's name of the format. Only PNG keeps pixels exactly."""
+"""Ending of a file's name -> Pillow's name of the format. Only PNG keeps pixels exactly."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and its codes."""
+    """A picture with its codes."""
 
     pixels: np.ndarray
     """uint8 [S, S, 3], RGB."""
     codes: np.ndarray
-    """int64 [h, w]: what the model reads. Of an edited picture they are those it was drawn with, so that a further edit
-    finds the tokens outside its region as they were, and not as encoding the pixels anew would give them."""
+    """int64 [h, w]: what the model reads. An edited picture keeps the codes it was drawn with: encoding its pixels again
+    would change tokens outside the next edit's region."""
     text: str = ""
-    """What it was drawn for."""
+    """The text of the call that drew it; empty for a picture from a file."""
     match: float | None = None
-    """p(match) with that text; None where it was read from a file."""
+    """p(match) with :attr:`text`; None for a picture from a file."""
 
     @property
     def image(self) -> Image.Image:
-        """As Pillow's image."""
+        """The pixels as a Pillow image."""
         return Image.fromarray(self.pixels)
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image file, loaded as it is; :class:`UserError` where it is missing or unreadable."""
+    """Load an image file in its own mode and size; :class:`UserError` where it is missing or unreadable."""
     try:
         with Image.open(path) as opened:
             opened.load()
@@ -50,9 +50,9 @@ def open_image(path: Path) -> Image.Image:
 
 
 def read_pixels(source: Path | str | Image.Image | np.ndarray, size: int, resize: bool) -> np.ndarray:
-    """uint8 [size, size, 3] of a file or image: its middle square, as training saw pictures.
+    """Cut the middle square of a picture, as training does: uint8 [size, size, 3].
 
-    :class:`UserError` where it is no picture, or of another size and not to be resized.
+    :class:`UserError` where the source is no picture, or has another size and ``resize`` is off.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
@@ -73,15 +73,15 @@ def read_pixels(source: Path | str | Image.Image | np.ndarray, size: int, resize
     except Unreadable as error:
         raise UserError(f"{name}: {error}") from None
     if pixels.shape[:2] != (size, size):
-        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        actual = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise UserError(
-            f"{name} has {found} pixels, the model's pictures {size}x{size}: pass resize (--resize) to cut and scale it"
+            f"{name} has {actual} pixels, the model's pictures {size}x{size}: pass resize (--resize) to cut and scale it"
         )
     return pixels
 
 
 def check_out(path: Path) -> Path:
-    """Refuse, before any work is done, a file that could not be written."""
+    """Refuse a file that could not be written, before any work is done."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'}: pictures are written as {', '.join(FORMATS)}")
     if not path.parent.is_dir():
@@ -92,7 +92,7 @@ def check_out(path: Path) -> Path:
 
 
 def write_image(image: Image.Image, path: Path) -> None:
-    """Write an image file, whole or not at all."""
+    """Write an image file whole or not at all, in the format of its ending."""
     buffer = io.BytesIO()
     image.save(buffer, FORMATS[path.suffix.lower()], **({} if path.suffix.lower() == ".png" else {"quality": 95}))
     try:
@@ -102,7 +102,7 @@ def write_image(image: Image.Image, path: Path) -> None:
 
 
 def strip(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:
-    """Images of one size side by side on white, ``columns`` in a row; one alone stays as it is."""
+    """Lay images of one size side by side on white, ``columns`` in a row; return a single one unchanged."""
     if len(images) == 1:
         return images[0]
     columns = min(columns, len(images))

@@ -1,27 +1,34 @@
-"""The editing tasks shown in the paper's figures, as starting points: which region, and how it is drawn."""
+"""Defaults: of captions, and of the editing tasks in the paper's figures."""
 
 from dataclasses import dataclass, field
 
 from gptface_dist.errors import UserError
-from gptface_dist.generation.options import Guidance, Sampling
+from gptface_dist.generation.options import GenerationOptions, Guidance, Sampling
+
+CAPTION_LENGTHS = (6, 10, 14, 20)
+"""Lengths in tokens at which captions are drawn: parallel decoding needs the length beforehand."""
+CAPTION_SAMPLING = Sampling(temperature=0.5)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Defaults of one kind of edit; whatever a caller gives goes before them."""
+    """Defaults of one kind of edit; a caller's own values replace them."""
 
     meaning: str
-    """What it is for, in words."""
+    """What it is for, as a user reads it."""
     region: str | None
-    """Part of the face (:data:`~gptface_dist.generation.region.PLACES`) that is edited; None: the caller names one."""
+    """Part of the face (:data:`~gptface_dist.generation.region.PLACES`) to edit; None: the caller must name one."""
     margin: int
-    """Pixels by which the region is grown: an occluder's edge and shadow go with it."""
+    """Pixels by which the region grows: it then holds an occluder's edge and shadow too."""
     text_needed: bool
-    """Whether there must be a text."""
+    """Whether an empty text is refused."""
     sampling: Sampling = field(default_factory=Sampling)
-    """How tokens are drawn."""
     guidance: Guidance = field(default_factory=Guidance)
-    """What pulls them towards the text."""
+
+    @property
+    def options(self) -> GenerationOptions:
+        """What `gptface edit` starts from."""
+        return GenerationOptions(self.sampling, self.guidance)
 
 
 TASKS = {
@@ -42,11 +49,11 @@ TASKS = {
         region=None, margin=0, text_needed=False, sampling=Sampling(temperature=0.7),
     ),
 }  # fmt: skip
-"""By the name that `gptface edit --task` takes."""
+"""Presets by the name that `gptface edit --task` takes."""
 
 
 def task(name: str) -> Preset:
-    """The preset of this name; :class:`UserError` for another."""
+    """Look a preset up; :class:`UserError` lists the names for an unknown one."""
     if name not in TASKS:
         raise UserError(f"there is no task {name!r}: choose one of {', '.join(TASKS)}")
     return TASKS[name]

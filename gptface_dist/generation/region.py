@@ -22,7 +22,7 @@ GROUPS = {
     "face": ("skin", "left_brow", "right_brow", "left_eye", "right_eye", "glasses", "nose", "mouth", "upper_lip", "lower_lip",
              "face_mask"),
 }  # fmt: skip
-"""Classes that are edited together."""
+"""Names for several classes of a parsing mask together."""
 PLACES = {
     "hair": (0.14, 0.02, 0.86, 0.46),
     "hat": (0.14, 0.00, 0.86, 0.36),
@@ -34,21 +34,21 @@ PLACES = {
     "face": (0.22, 0.26, 0.78, 0.86),
     "cloth": (0.00, 0.80, 1.00, 1.00),
 }
-"""Where parts lie in an upright portrait with some room around the head: left, top, right, bottom as shares of the side."""
+"""Boxes of parts in an upright portrait with some room around the head: left, top, right, bottom as shares of the side."""
 _BOX = re.compile(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*")
 
 
 def region(described: str, size: int, parsing: Path | None = None) -> np.ndarray:
-    """bool [size, size]: the pixels that may change.
+    """Turn a description into bool [size, size]: true where pixels may change.
 
     Args:
         described: ``left,top,right,bottom`` in pixels of the model's picture (right and bottom outside); or the file of a
             mask, white where the picture may change; or, with ``parsing``, a class of LABELS or GROUPS; or, without, a part
             of PLACES.
-        size: pixels of a side.
+        size: pixels of a side of the model's pictures.
         parsing: picture of class numbers, as ``mask.png`` of rendered faces.
 
-    :class:`UserError` where it describes nothing, nothing in the picture, or reaches outside of it.
+    :class:`UserError` for an unknown description, an empty region, or a box that reaches outside the picture.
     """
     if box := _BOX.fullmatch(described):
         chosen = _box(described, tuple(int(number) for number in box.groups()), size)
@@ -82,10 +82,10 @@ def _class(described: str, parsing: Path, size: int) -> np.ndarray:
     names = GROUPS.get(described, (described,))
     if unknown := [name for name in names if name not in LABELS]:
         raise UserError(f"no class {unknown[0]!r} in parsing masks: use one of {', '.join([*LABELS, *GROUPS])}")
-    found = open_image(parsing)
-    if found.mode not in ("L", "P"):
-        raise UserError(f"{parsing} has the mode {found.mode}: a parsing mask holds a class number a pixel, in 8 bits")
-    numbers = np.asarray(found)
+    classes = open_image(parsing)
+    if classes.mode not in ("L", "P"):
+        raise UserError(f"{parsing} has the mode {classes.mode}: a parsing mask holds a class number a pixel, in 8 bits")
+    numbers = np.asarray(classes)
     if numbers.max() >= len(LABELS):
         raise UserError(f"{parsing} holds the number {numbers.max()}: classes of parsing masks are 0 to {len(LABELS) - 1}")
     chosen = np.isin(numbers, [LABELS.index(name) for name in names])
@@ -95,7 +95,7 @@ def _class(described: str, parsing: Path, size: int) -> np.ndarray:
 
 
 def _resized(mask: np.ndarray, size: int) -> np.ndarray:
-    """The middle square of a mask at the model's size, as pictures are cut."""
+    """Cut the middle square of a mask and scale it to ``size``, as pictures are cut."""
     height, width = mask.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -104,14 +104,14 @@ def _resized(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 def grown(chosen: np.ndarray, by: int) -> np.ndarray:
-    """The region with a margin of ``by`` pixels around it."""
+    """Add a margin of ``by`` pixels (steps to the four neighbours) around a region."""
     for _ in range(by):
         chosen = np.logical_or.reduce(_neighbourhood(np.pad(chosen, 1)))
     return chosen
 
 
 def tokens_of(chosen: np.ndarray, factor: int) -> np.ndarray:
-    """bool [h, w]: image tokens whose patch of ``factor`` x ``factor`` pixels holds a pixel of the region."""
+    """bool [h, w]: true for image tokens whose patch of ``factor`` x ``factor`` pixels holds a pixel of the region."""
     side = len(chosen) // factor
     patches: np.ndarray = np.logical_or.reduce(chosen.reshape(side, factor, side, factor), axis=(1, 3))
     return patches
@@ -121,8 +121,8 @@ def feathered(original: np.ndarray, drawn: np.ndarray, chosen: np.ndarray, width
     """Lay a region of a drawn picture over the original: uint8 [S, S, 3] of both, bool [S, S] of the region.
 
     Outside the region the original's pixels stay exactly. Inside, the weight of the drawn picture rises linearly with the
-    distance (in steps to the four neighbours) from the region's edge, to 1 after ``width`` pixels. The picture's own border
-    is no edge.
+    distance (in steps to the four neighbours) from the region's edge, to 1 after ``width`` pixels. The picture's border is
+    no edge.
     """
     inside = chosen
     weight = np.zeros(chosen.shape)
@@ -135,5 +135,5 @@ def feathered(original: np.ndarray, drawn: np.ndarray, chosen: np.ndarray, width
 
 
 def _neighbourhood(padded: np.ndarray) -> list[np.ndarray]:
-    """Each pixel and its four neighbours: the padded mask, shifted."""
+    """Five views [S, S] of a mask padded by 1: each pixel, and its four neighbours."""
     return [padded[1:-1, 1:-1], padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]

@@ -1,8 +1,8 @@
-"""Sequences to be completed, one by one and as padded batches of a fixed size.
+"""Sequences with tokens to draw, singly and as padded batches of a fixed size.
 
-The last bits of a product of matrices depend on its shape, and a near tie between two tokens with them. What is drawn for
+The last bits of a product of matrices depend on its shape, and near ties between two tokens depend on those bits. The draw for
 one sequence must not depend on the others, so the model always sees batches of one shape for a sequence of a given length:
-on the CPU one sequence without padding; on a GPU 16 rows, the last ones filled up, padded to a multiple of 32.
+on the CPU one sequence without padding; on a GPU 16 rows padded to a multiple of 32, copies of the last one in unused rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,17 +16,17 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """One sequence ``[CLS] text [SEP] image [SEP]`` of L tokens, on the CPU, some of which are to be drawn."""
+class MaskedSequence:
+    """A sequence ``[CLS] text [SEP] image [SEP]`` of L tokens on the CPU, some of which are to be drawn."""
 
     tokens: Tensor
-    """int64 [L]: joint ids; anything where tokens are to be drawn."""
+    """int64 [L]: joint ids; arbitrary ones where :attr:`wanted`."""
     segments: Tensor
     """int64 [L]: TEXT or IMAGE."""
     positions: Tensor
     """int64 [L, 2]."""
     wanted: Tensor
-    """bool [L]: the tokens to draw, all of one modality."""
+    """bool [L]: true for the tokens to draw, all of one modality."""
 
     @property
     def image(self) -> Tensor:
@@ -38,22 +38,22 @@ class Unfinished:
         """int64 [text tokens]: ids of the text."""
         return self.tokens[1 : len(self.tokens) - 2 - int((self.segments == IMAGE).sum())]
 
-    def completed(self, ids: Tensor) -> "Unfinished":
-        """The same sequence with its wanted tokens in place: int64 [wanted]."""
+    def completed(self, ids: Tensor) -> "MaskedSequence":
+        """A copy with ``ids``, int64 [number of wanted tokens], as the wanted tokens."""
         tokens = self.tokens.clone()
         tokens[self.wanted] = ids
         return replace(self, tokens=tokens)
 
 
-def compose(vocabulary: Vocabulary, text: Tensor, codes: Tensor, wanted_text: bool, wanted_codes: Tensor) -> Unfinished:
-    """Lay out a sequence.
+def compose(vocabulary: Vocabulary, text: Tensor, codes: Tensor, wanted_text: bool, wanted_codes: Tensor) -> MaskedSequence:
+    """Lay out text and image as one sequence.
 
     Args:
-        vocabulary: the joint ids.
-        text: int64 [m] ids of the text; m may be 0.
-        codes: int64 [h, w] codes of the image.
-        wanted_text: draw the whole text.
-        wanted_codes: bool [h, w]: codes to draw.
+        vocabulary: gives the joint ids.
+        text: int64 [m], ids of the text tokenizer; m may be 0.
+        codes: int64 [h, w].
+        wanted_text: whether the whole text is to be drawn.
+        wanted_codes: bool [h, w]: true for the codes to draw.
     """
     rows, columns = codes.shape
     first_sep = 1 + len(text)
@@ -69,58 +69,58 @@ def compose(vocabulary: Vocabulary, text: Tensor, codes: Tensor, wanted_text: bo
     wanted = torch.zeros_like(tokens, dtype=torch.bool)
     wanted[1:first_sep] = wanted_text
     wanted[image] = wanted_codes.reshape(-1)
-    return Unfinished(tokens, segments, positions, wanted)
+    return MaskedSequence(tokens, segments, positions, wanted)
 
 
 @dataclass(frozen=True)
-class Rows:
-    """B sequences padded to L tokens, on the model's device."""
+class PaddedBatch:
+    """B sequences padded to L tokens on the model's device."""
 
     tokens: Tensor
-    """int64 [B, L]."""
+    """int64 [B, L]: joint ids."""
     segments: Tensor
-    """int64 [B, L]."""
+    """int64 [B, L]: TEXT, IMAGE or PADDING."""
     positions: Tensor
     """int64 [B, L, 2]."""
     lengths: Tensor
-    """int64 [B]."""
+    """int64 [B]: tokens of each sequence before padding."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The one shape of all batches on a kind of device."""
+    """The shape that all batches on a kind of device have in common."""
 
     rows: int
-    """Sequences."""
+    """Sequences in a batch."""
     multiple: int
-    """Their length is padded to a multiple of this."""
+    """Lengths are padded to a multiple of this."""
 
-    def padded(self, sequence: Unfinished) -> int:
-        """Tokens that a sequence is padded to."""
+    def padded(self, sequence: MaskedSequence) -> int:
+        """Length of a sequence after padding."""
         return -(-len(sequence.tokens) // self.multiple) * self.multiple
 
 
 def shape_on(device: torch.device) -> Shape:
-    """The shape of batches on a device."""
+    """16 rows and a multiple of 32 tokens on CUDA; one sequence without padding elsewhere."""
     return Shape(16, 32) if device.type == "cuda" else Shape(1, 1)
 
 
-def stack(sequences: Sequence[Unfinished], device: torch.device) -> Rows:
-    """Sequences of one padded length, at most as many as a batch has rows, as a batch of the fixed size."""
+def stack(sequences: Sequence[MaskedSequence], device: torch.device) -> PaddedBatch:
+    """Pad sequences into a batch of the device's shape: at most ``rows`` of them, all of one padded length."""
     shape = shape_on(device)
     size = (shape.rows, shape.padded(sequences[0]))
     tokens, segments = torch.zeros(size, dtype=torch.int64), torch.full(size, PADDING)
     positions, lengths = torch.zeros(*size, 2, dtype=torch.int64), torch.empty(shape.rows, dtype=torch.int64)
     for row in range(shape.rows):
-        # The last one again and again: a row without tokens would have nothing to attend to.
-        one = sequences[min(row, len(sequences) - 1)]
-        lengths[row] = n = len(one.tokens)
-        tokens[row, :n], segments[row, :n], positions[row, :n] = one.tokens, one.segments, one.positions
-    return Rows(*(part.to(device) for part in (tokens, segments, positions, lengths)))
+        # Unused rows repeat the last sequence: a row without tokens would have nothing to attend to.
+        sequence = sequences[min(row, len(sequences) - 1)]
+        lengths[row] = n = len(sequence.tokens)
+        tokens[row, :n], segments[row, :n], positions[row, :n] = sequence.tokens, sequence.segments, sequence.positions
+    return PaddedBatch(*(part.to(device) for part in (tokens, segments, positions, lengths)))
 
 
-def batches(sequences: Sequence[Unfinished], device: torch.device) -> Iterator[list[int]]:
-    """Numbers of the sequences that go into one batch together: those of one padded length, in order."""
+def batches(sequences: Sequence[MaskedSequence], device: torch.device) -> Iterator[list[int]]:
+    """Indices of the sequences of each batch: sequences of one padded length, in order."""
     shape = shape_on(device)
     groups: dict[int, list[int]] = {}
     for number, sequence in enumerate(sequences):

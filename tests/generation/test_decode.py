@@ -1,4 +1,4 @@
-"""Decoding: the schedule, the draws, and that no sample knows of the others."""
+"""Decoding: the schedule, the draws, and that no sample depends on the others."""
 
 import math
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_noise_is_gumbel_and_belongs_to_its_key() -> None:
 
 
 def reference(generator: Generator, text: str, sampling: Sampling, number: int) -> np.ndarray:
-    """Unguided decoding written down plainly: codes [4, 4]."""
+    """Unguided decoding in plain Python: codes [4, 4]."""
     model, vocabulary = generator.model, generator.vocabulary
     ids = generator._text.encode(text)
     noise = Noise(sampling.seed, number, 0)
@@ -82,9 +82,9 @@ def reference(generator: Generator, text: str, sampling: Sampling, number: int) 
             logits = model.token_logits(x[0, at], vocabulary.image_range) / sampling.temperature
         a, b = noise.gumbel(16, 16), noise.gumbel(16)
         masked = [i for i in range(16) if codes[i] is None]
-        found = {i: int((logits[i] + a[i]).argmax()) for i in masked}
+        chosen = {i: int((logits[i] + a[i]).argmax()) for i in masked}
         trust = {
-            i: float(logits[i].log_softmax(-1)[found[i]] + sampling.confidence_noise * (1 - step / sampling.steps) * b[i])
+            i: float(logits[i].log_softmax(-1)[chosen[i]] + sampling.confidence_noise * (1 - step / sampling.steps) * b[i])
             for i in masked
         }
         keep = len(masked) - (
@@ -93,7 +93,7 @@ def reference(generator: Generator, text: str, sampling: Sampling, number: int) 
             else min(len(masked) - 1, math.floor(math.cos(math.pi / 2 * step / sampling.steps) * 16))
         )
         for i in sorted(masked, key=lambda i: -trust[i])[:keep]:
-            codes[i] = found[i]
+            codes[i] = chosen[i]
     return np.array(codes).reshape(4, 4)
 
 
@@ -105,7 +105,7 @@ def test_decoding_is_what_it_says(generator: Generator) -> None:
 
 
 @pytest.mark.parametrize("guidance", [Guidance(), ALL])
-def test_a_sample_does_not_know_of_the_others(generator: Generator, guidance: Guidance) -> None:
+def test_a_sample_does_not_depend_on_the_others(generator: Generator, guidance: Guidance) -> None:
     sampling = Sampling(steps=4, seed=5)
     texts = [TEXT, "a", "a hat", TEXT]
     together = generator.generate(texts, 1, sampling, guidance)
@@ -123,7 +123,7 @@ def test_samples_and_seeds_differ(generator: Generator) -> None:
 
 
 def test_full_padded_batches_draw_the_same(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shape that GPUs get: rows that only fill up, and padding, change nothing (float64 leaves no near ties)."""
+    """The shape of batches on GPUs: unused rows and padding change nothing (float64 leaves no near ties)."""
     wide = Generator(generator.model.double(), generator._text, generator._image, (4, 4))
     try:
         sampling = Sampling(steps=4)
@@ -133,22 +133,22 @@ def test_full_padded_batches_draw_the_same(generator: Generator, monkeypatch: py
         batched = wide.generate(texts, 2, sampling, ALL)
     finally:
         generator.model.float()
-    for one, other in zip(alone, batched, strict=True):
-        assert (one.codes == other.codes).all()
-        assert one.match == pytest.approx(other.match, abs=1e-6)
+    for single, row in zip(alone, batched, strict=True):
+        assert (single.codes == row.codes).all()
+        assert single.match == pytest.approx(row.match, abs=1e-6)
 
 
 def test_candidates_fill_batches_together(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One picture, best of four, in batches of four rows: one batch, and the same best candidate as one after the other."""
+    """One picture, best of four, in batches of four rows: one batch, and the same best candidate as singly."""
     monkeypatch.setattr(sequences, "shape_on", lambda device: Shape(4, 16))
-    drawing = decode._decode
+    decode_batch = decode._decode_batch
     rows: list[int] = []
 
-    def counted(model, tasks, *rest):  # type: ignore[no-untyped-def]
-        rows.append(len(tasks))
-        return drawing(model, tasks, *rest)
+    def counted(model, requests, *rest):  # type: ignore[no-untyped-def]
+        rows.append(len(requests))
+        return decode_batch(model, requests, *rest)
 
-    monkeypatch.setattr(decode, "_decode", counted)
+    monkeypatch.setattr(decode, "_decode_batch", counted)
     done: list[None] = []
     (best,) = generator.generate(TEXT, 1, Sampling(steps=3), Guidance(rerank=4), lambda: done.append(None))
     assert (rows, len(done)) == ([4], 4)

@@ -1,4 +1,4 @@
-"""What docs/generation.md says runs as it stands there."""
+"""The commands and the Python of docs/generation.md run as printed there."""
 
 import shlex
 from pathlib import Path
@@ -30,8 +30,8 @@ def at(tmp_path: Path, release_folder: Path, generator: Generator, monkeypatch: 
 
 
 def test_commands(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    commands = [line for line in first_block("gptface generate") if line.startswith("gptface ")][:4]
-    assert [command.split()[1] for command in commands] == ["generate", "edit", "caption", "score"]
+    commands = [line for line in first_block("gptface generate") if line.startswith("gptface ")][:6]
+    assert [command.split()[1] for command in commands] == ["generate", "edit", "caption", "score", "generate", "edit"]
     for command in commands:
         monkeypatch.setattr("sys.argv", shlex.split(command))
         with pytest.raises(SystemExit) as ended:

@@ -1,4 +1,4 @@
-"""What users call: edits keep what they must, captions, scores, and mistakes."""
+"""The generator: edits keep what they must, captions, scores, and mistakes."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def picture(seed: int, size: int = 8) -> np.ndarray:
 
 def test_a_thousand_edits_keep_tokens_and_pixels_outside(generator: Generator) -> None:
     rng = np.random.default_rng(0)
-    before = generator.read(picture(1))
+    before = generator.read_picture(picture(1))
     redrawn = 0
     for number in range(1000):
         left, top = rng.integers(0, 8, 2)
@@ -39,7 +39,7 @@ def test_a_thousand_edits_keep_tokens_and_pixels_outside(generator: Generator) -
         assert (after.pixels[~where] == before.pixels[~where]).all()
         redrawn += int((after.codes[tokens] != before.codes[tokens]).sum())
         # Ten edits in a row each, then from the start again.
-        before = after if number % 10 else generator.read(picture(number))
+        before = after if number % 10 else generator.read_picture(picture(number))
     assert redrawn > 1000, "inside, tokens are drawn anew"
 
 
@@ -58,9 +58,9 @@ def test_editing_everything_without_visible_tokens_is_generating(generator: Gene
     everything = np.ones((8, 8), dtype=bool)
     edited = generator.edit(picture(5), TEXT, everything, n=2, sampling=ONCE, guidance=Guidance(), feather=0)
     drawn = generator.generate(TEXT, 2, ONCE)
-    for one, other in zip(edited, drawn, strict=True):
-        assert (one.codes == other.codes).all()
-        assert (one.pixels == other.pixels).all()
+    for edit, generated in zip(edited, drawn, strict=True):
+        assert (edit.codes == generated.codes).all()
+        assert (edit.pixels == generated.pixels).all()
 
 
 def test_presets_run_and_say_what_they_need(generator: Generator) -> None:
@@ -78,31 +78,31 @@ def test_presets_run_and_say_what_they_need(generator: Generator) -> None:
 
 def test_codes_of_a_picture_are_those_of_the_tokenizer(generator: Generator, tmp_path: Path) -> None:
     pixels = picture(2)
-    read = generator.read(pixels)
+    read = generator.read_picture(pixels)
     assert (read.pixels == pixels).all()
     Image.fromarray(pixels).save(tmp_path / "p.png")
     for source in (tmp_path / "p.png", str(tmp_path / "p.png"), Image.fromarray(pixels)):
-        assert (generator.read(source).codes == read.codes).all()
-    assert generator.read(read) is read
-    assert generator.read(picture(2, 20)).pixels.shape == (8, 8, 3)
+        assert (generator.read_picture(source).codes == read.codes).all()
+    assert generator.read_picture(read) is read
+    assert generator.read_picture(picture(2, 20)).pixels.shape == (8, 8, 3)
 
 
-def test_reconstructions_do_not_know_of_each_other(generator: Generator) -> None:
+def test_reconstructions_do_not_depend_on_each_other(generator: Generator) -> None:
     pictures = [picture(number) for number in range(3)]
     together = generator.reconstruct(pictures)
     for pixels, rebuilt in zip(pictures, together, strict=True):
-        codes = torch.from_numpy(generator.read(pixels).codes)
+        codes = torch.from_numpy(generator.read_picture(pixels).codes)
         decoded = (generator._image.decode(codes[None])[0].permute(1, 2, 0) + 1) * 127.5
         assert (rebuilt == decoded.round().to(torch.uint8).numpy()).all()
         assert (generator.reconstruct([pixels])[0] == rebuilt).all()
 
 
 def test_captions_are_texts_the_best_first(generator: Generator) -> None:
-    found = generator.caption(picture(2), 5, lengths=[3, 5])
-    assert 1 <= len(found) <= 5
-    assert [c.match for c in found] == sorted((c.match for c in found), reverse=True)
-    assert len({c.text for c in found}) == len(found)
-    assert found == generator.caption(picture(2), 5, lengths=[3, 5])
+    captions = generator.caption(picture(2), 5, lengths=[3, 5])
+    assert 1 <= len(captions) <= 5
+    assert [c.match for c in captions] == sorted((c.match for c in captions), reverse=True)
+    assert len({c.text for c in captions}) == len(captions)
+    assert captions == generator.caption(picture(2), 5, lengths=[3, 5])
 
 
 def test_score_is_a_probability_of_the_pair(generator: Generator) -> None:
@@ -136,15 +136,15 @@ def test_what_training_did_not_have_is_refused(release_folder: Path) -> None:
     loaded = release.load(release_folder)
     data = {"batch": {"text_length": 12}, "masking": {"drop_share": 0.0}}
     card = replace(loaded.config.card, config={"data": data})
-    limited = Generator.of(replace(loaded, config=replace(loaded.config, card=card)))
+    limited = Generator.from_release(replace(loaded, config=replace(loaded.config, card=card)))
     assert limited.longest_text == 12
     with pytest.raises(UserError, match="the model takes 12"):
         limited.generate("z" * 20)
     with pytest.raises(UserError, match=r"drop_share=0.*cannot be guided classifier-free"):
         limited.generate(TEXT, guidance=Guidance(classifier_free=1.0))
     with pytest.raises(UserError, match="cannot be guided classifier-free"):
-        limited.check(Guidance(classifier_free=0.1))
-    limited.check(Guidance(rerank=2))
+        limited.check_guidance(Guidance(classifier_free=0.1))
+    limited.check_guidance(Guidance(rerank=2))
     assert len(limited.generate("a", sampling=ONCE)) == 1
 
 

@@ -7,63 +7,63 @@ from torch.nn import functional
 
 from gptface_dist.errors import UserError
 from gptface_dist.generation import Generator, Gradient, Guidance, Sampling
-from gptface_dist.generation.guidance import pull
+from gptface_dist.generation.guidance import guidance_shift
 from gptface_dist.generation.model import logits_of
-from gptface_dist.generation.sequence import Rows, compose, stack
+from gptface_dist.generation.sequence import PaddedBatch, compose, stack
 
 TEXT = "a face hair"
 SAMPLING = Sampling(steps=4, seed=2)
 
 
-def masked(generator: Generator, visible: int = 5) -> tuple[Rows, torch.Tensor, torch.Tensor]:
-    """A sequence most of whose image is masked: rows, which tokens, and their logits."""
+def masked(generator: Generator, visible: int = 5) -> tuple[PaddedBatch, torch.Tensor, torch.Tensor]:
+    """A sequence most of whose image is masked: as a batch, bool [1, L] of the masked tokens, and their logits."""
     codes = torch.arange(16).view(4, 4)
     wanted = codes >= visible
-    one = compose(generator.vocabulary, torch.tensor([5, 9, 2]), codes, False, wanted)
-    rows = stack([one], torch.device("cpu"))
-    hidden = one.wanted.unsqueeze(0)
-    rows.tokens[hidden] = generator.vocabulary.mask_id
+    sequence = compose(generator.vocabulary, torch.tensor([5, 9, 2]), codes, False, wanted)
+    batch = stack([sequence], torch.device("cpu"))
+    hidden = sequence.wanted.unsqueeze(0)
+    batch.tokens[hidden] = generator.vocabulary.mask_id
     with torch.no_grad():
-        return rows, hidden, logits_of(generator.model, rows, hidden, generator.vocabulary.image_range)
+        return batch, hidden, logits_of(generator.model, batch, hidden, generator.vocabulary.image_range)
 
 
-def relaxed(generator: Generator, rows: Rows, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """log p(match) with the masked tokens' embeddings averaged, written down plainly."""
+def relaxed(generator: Generator, batch: PaddedBatch, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """log p(match) with the masked tokens' embeddings averaged, in plain PyTorch."""
     model, ids = generator.model, generator.vocabulary.image_range
     e = model.embeddings
-    words = e.word(rows.tokens).clone()
+    words = e.word(batch.tokens).clone()
     words[hidden] = logits.softmax(-1) @ e.word.weight[ids.start : ids.stop]
-    first, second = rows.positions.unbind(-1)
-    image = rows.segments == 2
+    first, second = batch.positions.unbind(-1)
+    image = batch.segments == 2
     places = torch.where(
         image[..., None], e.row(first.clamp(max=3)) + e.column(second), e.place(torch.where(image, first * 0, first))
     )
-    features = model.encode(words + e.segment(rows.segments) + places, rows.lengths)
+    features = model.encode(words + e.segment(batch.segments) + places, batch.lengths)
     return functional.log_softmax(model.itm_logits(features), -1)[0, 1]
 
 
 def test_strength_zero_is_exactly_unguided(generator: Generator) -> None:
     plain = generator.generate(TEXT, 4, SAMPLING)
     zero = Guidance(gradient=Gradient(strength=0, iterations=7, kl=3.0, fusion=0.1), classifier_free=0, rerank=1)
-    for one, other in zip(plain, generator.generate(TEXT, 4, SAMPLING, zero), strict=True):
-        assert (one.codes == other.codes).all()
-        assert (one.pixels == other.pixels).all()
+    for unguided, guided in zip(plain, generator.generate(TEXT, 4, SAMPLING, zero), strict=True):
+        assert (unguided.codes == guided.codes).all()
+        assert (unguided.pixels == guided.pixels).all()
 
 
 def test_gradient_is_that_of_the_loss(generator: Generator) -> None:
     """One small step goes along the gradient, measured by central differences in float64."""
     generator.model.double()
     try:
-        rows, hidden, logits = masked(generator)
+        batch, hidden, logits = masked(generator)
         logits = logits.double()
         options = Gradient(strength=1.0, iterations=1, kl=0.0, fusion=1.0)
-        step = pull(generator.model, rows, hidden, logits, generator.vocabulary.image_range, options)
+        step = guidance_shift(generator.model, batch, hidden, logits, generator.vocabulary.image_range, options)
         random, eps = torch.Generator().manual_seed(0), 1e-5
         with torch.no_grad():
             measured = []
             for _ in range(8):
                 way = torch.randn(logits.shape, generator=random, dtype=torch.float64)
-                up, down = (relaxed(generator, rows, hidden, logits + s * eps * way) for s in (1, -1))
+                up, down = (relaxed(generator, batch, hidden, logits + s * eps * way) for s in (1, -1))
                 measured.append((float((up - down) / (2 * eps)), float((step * way).sum())))
     finally:
         generator.model.float()
@@ -73,18 +73,18 @@ def test_gradient_is_that_of_the_loss(generator: Generator) -> None:
     assert float(step.square().mean().sqrt()) == pytest.approx(1.0)
 
 
-def test_pull_raises_the_match_and_the_divergence_holds_it_back(generator: Generator) -> None:
-    rows, hidden, logits = masked(generator)
+def test_guidance_raises_the_match_and_the_divergence_holds_it_back(generator: Generator) -> None:
+    batch, hidden, logits = masked(generator)
     ids = generator.vocabulary.image_range
     with torch.no_grad():
-        before = relaxed(generator, rows, hidden, logits)
+        before = relaxed(generator, batch, hidden, logits)
 
     def after(options: Gradient) -> tuple[float, float]:
-        shift = pull(generator.model, rows, hidden, logits, ids, options)
+        shift = guidance_shift(generator.model, batch, hidden, logits, ids, options)
         changed = (logits + shift).log_softmax(-1)
         divergence = (changed.exp() * (changed - logits.log_softmax(-1))).sum()
         with torch.no_grad():
-            return float(relaxed(generator, rows, hidden, logits + shift) - before), float(divergence)
+            return float(relaxed(generator, batch, hidden, logits + shift) - before), float(divergence)
 
     gains = [after(Gradient(strength=strength, iterations=5)) for strength in (0.05, 0.2, 0.5)]
     assert 0 < gains[0][0] < gains[1][0] < gains[2][0]
@@ -103,10 +103,10 @@ def test_rerank_keeps_the_best_of_candidates_of_which_the_first_is_unguided(gene
     plain = generator.generate(TEXT, 5, SAMPLING)
     matches = [generator.generate(TEXT, 5, SAMPLING, Guidance(rerank=count)) for count in (1, 2, 6)]
     for number, picture in enumerate(plain):
-        found = [drawn[number].match for drawn in matches]
-        assert found[0] == picture.match
-        assert found[0] <= found[1] <= found[2]
-        assert generator.score(matches[2][number], TEXT) == found[2], "the match is that of the whole picture"
+        scores = [drawn[number].match for drawn in matches]
+        assert scores[0] == picture.match
+        assert scores[0] <= scores[1] <= scores[2]
+        assert generator.score(matches[2][number], TEXT) == scores[2], "the match is that of the whole picture"
     assert any(matches[2][number].match > picture.match for number, picture in enumerate(plain))
 
 
@@ -116,12 +116,12 @@ def test_classifier_free_guidance_moves_away_from_what_comes_without_the_text(ge
     ids = torch.tensor(generator._text.encode(TEXT))
     logits = []
     for text in (ids, ids[:0]):
-        one = compose(generator.vocabulary, text, torch.zeros(4, 4, dtype=torch.int64), False, torch.ones(4, 4) > 0)
-        rows = stack([one], torch.device("cpu"))
-        hidden = one.wanted.unsqueeze(0)
-        rows.tokens[hidden] = generator.vocabulary.mask_id
+        sequence = compose(generator.vocabulary, text, torch.zeros(4, 4, dtype=torch.int64), False, torch.ones(4, 4) > 0)
+        batch = stack([sequence], torch.device("cpu"))
+        hidden = sequence.wanted.unsqueeze(0)
+        batch.tokens[hidden] = generator.vocabulary.mask_id
         with torch.no_grad():
-            logits.append(logits_of(generator.model, rows, hidden, generator.vocabulary.image_range))
+            logits.append(logits_of(generator.model, batch, hidden, generator.vocabulary.image_range))
     with_text, without = logits
     for strength in (0.0, 0.5, 3.0):
         drawn = generator.generate(TEXT, 1, once, Guidance(classifier_free=strength))[0]

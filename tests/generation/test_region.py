@@ -20,10 +20,10 @@ def test_classes_are_those_of_rendered_faces() -> None:
 
 
 def test_box() -> None:
-    found = region("2,1, 5,3", 8)
-    assert found.shape == (8, 8)
-    assert found.dtype == bool
-    assert [(int(y), int(x)) for y, x in np.argwhere(found)] == [(y, x) for y in (1, 2) for x in (2, 3, 4)]
+    chosen = region("2,1, 5,3", 8)
+    assert chosen.shape == (8, 8)
+    assert chosen.dtype == bool
+    assert [(int(y), int(x)) for y, x in np.argwhere(chosen)] == [(y, x) for y in (1, 2) for x in (2, 3, 4)]
 
 
 def test_parts_of_the_face_lie_in_the_picture() -> None:
@@ -79,21 +79,21 @@ def test_other_words_and_empty_masks_are_refused(tmp_path: Path) -> None:
 @given(seed=st.integers(0, 10**6), factor=st.sampled_from([1, 2, 4]))
 def test_tokens_are_those_with_a_pixel_of_the_region(seed: int, factor: int) -> None:
     chosen = np.random.default_rng(seed).random((8, 8)) < 0.1
-    found = tokens_of(chosen, factor)
+    tokens = tokens_of(chosen, factor)
     for row in range(8 // factor):
         for column in range(8 // factor):
             pixels = [chosen[row * factor + i, column * factor + j] for i in range(factor) for j in range(factor)]
-            assert found[row, column] == any(pixels)
+            assert tokens[row, column] == any(pixels)
 
 
 def distance(chosen: np.ndarray) -> np.ndarray:
     """Steps to the nearest pixel outside, by brute force; inf where there is none."""
     outside = np.argwhere(~chosen)
-    found = np.full(chosen.shape, np.inf)
+    steps = np.full(chosen.shape, np.inf)
     for y, x in np.argwhere(chosen):
         if len(outside):
-            found[y, x] = np.abs(outside - (y, x)).sum(axis=1).min()
-    return found
+            steps[y, x] = np.abs(outside - (y, x)).sum(axis=1).min()
+    return steps
 
 
 @settings(deadline=None)
@@ -105,12 +105,12 @@ def test_feathering_by_brute_force(seed: int, width: int) -> None:
         top, left = rng.integers(0, 8, 2)
         chosen[top : top + rng.integers(2, 9), left : left + rng.integers(2, 9)] = True
     original, drawn = (rng.integers(0, 256, (10, 10, 3)).astype(np.uint8) for _ in range(2))
-    found = feathered(original, drawn, chosen, width)
-    assert found.dtype == np.uint8
-    assert (found[~chosen] == original[~chosen]).all()
+    mixed = feathered(original, drawn, chosen, width)
+    assert mixed.dtype == np.uint8
+    assert (mixed[~chosen] == original[~chosen]).all()
     share = np.minimum(distance(chosen), width + 1)[chosen, None] / (width + 1)
     wanted = share * drawn[chosen] + (1 - share) * original[chosen]
-    assert np.abs(found[chosen].astype(float) - wanted).max() <= 0.5 + 1e-9
+    assert np.abs(mixed[chosen].astype(float) - wanted).max() <= 0.5 + 1e-9
 
 
 @given(seed=st.integers(0, 10**6), by=st.integers(0, 3))

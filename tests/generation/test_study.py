@@ -1,4 +1,4 @@
-"""The study: statistics by hand, what prompts say, and a judge that learns what it is told."""
+"""The study: statistics by hand, the words of prompts, and a judge that learns its labels."""
 
 import itertools
 from pathlib import Path
@@ -25,26 +25,26 @@ from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, changed, promp
 
 def test_wilson_interval_by_hand() -> None:
     """Wilson's interval of 15 of 20: 0.531 to 0.888 (as tables and other software give it)."""
-    found = share([[1] * 8 + [0] * 2, [1] * 7 + [0] * 3])
-    assert found.share == 0.75
-    assert (found.low, found.high) == (pytest.approx(0.5313, abs=5e-5), pytest.approx(0.8881, abs=5e-5))
-    assert found.spread == pytest.approx(0.1 / np.sqrt(2))
-    assert found.trials == 20
+    interval = share([[1] * 8 + [0] * 2, [1] * 7 + [0] * 3])
+    assert interval.share == 0.75
+    assert (interval.low, interval.high) == (pytest.approx(0.5313, abs=5e-5), pytest.approx(0.8881, abs=5e-5))
+    assert interval.spread == pytest.approx(0.1 / np.sqrt(2))
+    assert interval.trials == 20
     assert share([[1.0] * 10]).high == pytest.approx(1.0)
     assert share([[0.0] * 10]).low == 0.0
 
 
 def test_intervals_cover_the_truth() -> None:
     rng = np.random.default_rng(0)
-    covered = [found.low <= 0.3 <= found.high for found in (share([rng.random(60) < 0.3]) for _ in range(2000))]
+    covered = [interval.low <= 0.3 <= interval.high for interval in (share([rng.random(60) < 0.3]) for _ in range(2000))]
     assert 0.93 < np.mean(covered) < 0.975
 
 
 def test_chance_is_the_agreement_of_shuffled_pictures() -> None:
     rng = np.random.default_rng(1)
-    asked, seen = rng.integers(0, 3, 500).tolist(), rng.choice(3, 500, p=[0.7, 0.2, 0.1]).tolist()
-    shuffled = np.mean([np.mean(np.array(asked) == rng.permutation(seen)) for _ in range(400)])
-    assert chance(asked, seen) == pytest.approx(shuffled, abs=0.003)
+    wanted, seen = rng.integers(0, 3, 500).tolist(), rng.choice(3, 500, p=[0.7, 0.2, 0.1]).tolist()
+    shuffled = np.mean([np.mean(np.array(wanted) == rng.permutation(seen)) for _ in range(400)])
+    assert chance(wanted, seen) == pytest.approx(shuffled, abs=0.003)
 
 
 def test_balanced_accuracy_by_hand() -> None:
@@ -56,9 +56,9 @@ def test_balanced_accuracy_by_hand() -> None:
 def test_gain_of_pairs() -> None:
     rng = np.random.default_rng(2)
     first = [rng.random(150), rng.random(150)]
-    found = gain(first, [one + 0.1 + 0.02 * rng.standard_normal(150) for one in first])
-    assert found.low < 0.1 < found.high
-    assert found.high - found.low < 0.01, "what pairs share does not widen the interval"
+    gained = gain(first, [scores + 0.1 + 0.02 * rng.standard_normal(150) for scores in first])
+    assert gained.low < 0.1 < gained.high
+    assert gained.high - gained.low < 0.01, "what pairs share does not widen the interval"
     apart = gain([np.zeros(3), np.zeros(3)], [np.full(3, 0.1), np.full(3, 0.3)])
     assert apart.mean == pytest.approx(0.2)
     assert apart.spread == pytest.approx(0.2 / np.sqrt(2))
@@ -75,20 +75,20 @@ def test_prompts_name_all_traits() -> None:
     assert prompt(values) == "An angry woman with red hair, wearing glasses."
     assert prompt({"gender": 1, "glasses": 0, "hair": 0, "expression": 0}) == "A man with black hair and a neutral expression."
     every = [dict(zip(TRAITS, row, strict=True)) for row in itertools.product(*(range(len(v)) for v in TRAITS.values()))]
-    assert len({prompt(one) for one in every}) == len(every) == 2 * 2 * 5 * 7, "different values, different words"
+    assert len({prompt(values) for values in every}) == len(every) == 2 * 2 * 5 * 7, "different values, different words"
 
 
-def test_all_values_are_asked_for_equally_often() -> None:
-    """Then nothing that pictures show has more agreement by chance than anything else; and no trait tells another."""
+def test_prompts_ask_for_all_values_equally_often() -> None:
+    """All values then agree equally often by chance, and no trait predicts another."""
     drawn = random_values(700, np.random.default_rng(0))
     for name, values in TRAITS.items():
-        assert (np.bincount([one[name] for one in drawn]) == 700 // len(values)).all()
-        assert chance([one[name] for one in drawn], [0] * 9 + [1]) == pytest.approx(1 / len(values))
-    for one, other in itertools.combinations(TRAITS, 2):
-        assert abs(np.corrcoef([d[one] for d in drawn], [d[other] for d in drawn])[0, 1]) < 0.12
+        assert (np.bincount([entry[name] for entry in drawn]) == 700 // len(values)).all()
+        assert chance([entry[name] for entry in drawn], [0] * 9 + [1]) == pytest.approx(1 / len(values))
+    for first, second in itertools.combinations(TRAITS, 2):
+        assert abs(np.corrcoef([d[first] for d in drawn], [d[second] for d in drawn])[0, 1]) < 0.12
     assert random_values(700, np.random.default_rng(1)) != drawn
     odd = random_values(71, np.random.default_rng(0))
-    assert sorted(np.bincount([one["hair"] for one in odd])) == [14, 14, 14, 14, 15]
+    assert sorted(np.bincount([entry["hair"] for entry in odd])) == [14, 14, 14, 14, 15]
 
 
 @given(seed=st.integers(0, 1000), trait=st.sampled_from(list(TRAITS)))
@@ -121,11 +121,11 @@ def test_true_captions_name_only_the_truth() -> None:
         face = draw_attributes(8, number)
         truth = values_of(face.to_json(), 1.0)
         for text in captions(face, np.random.default_rng(number), 3, prominent=0.9):
-            for name, found in named.items():
+            for name, seen in named.items():
                 values = said(text, name)
                 assert values <= {truth[name]}, (text, name)
-                found |= values
-    assert {name: len(found) for name, found in named.items()} == {"gender": 2, "hair": 5, "expression": 7}
+                seen |= values
+    assert {name: len(seen) for name, seen in named.items()} == {"gender": 2, "hair": 5, "expression": 7}
 
 
 def test_traits_of_attributes() -> None:
@@ -137,15 +137,15 @@ def test_traits_of_attributes() -> None:
     assert hidden == {"gender": 1, "glasses": 0, "hair": UNKNOWN, "expression": UNKNOWN}
 
 
-def test_the_judge_learns_and_passes_over_what_is_unknown() -> None:
+def test_the_judge_learns_and_skips_unknown_values() -> None:
     """Pictures whose brightness is the hair, whose colour the gender; the expression is never known."""
     rng = np.random.default_rng(3)
-    values = [one | {"expression": UNKNOWN} for one in random_values(192, rng)]
+    values = [entry | {"expression": UNKNOWN} for entry in random_values(192, rng)]
     pictures = [
-        (np.full((24, 24, 3), 40 + 40 * one["hair"]) + np.array([30 * one["gender"], 0, 0]) + rng.normal(0, 5, (24, 24, 3)))
+        (np.full((24, 24, 3), 40 + 40 * entry["hair"]) + np.array([30 * entry["gender"], 0, 0]) + rng.normal(0, 5, (24, 24, 3)))
         .clip(0, 255)
         .astype(np.uint8)
-        for one in values
+        for entry in values
     ]
     judge = train_judge(pictures[:128], values[:128], 20, 0)
     seen = judged(judge, pictures[128:])
@@ -155,7 +155,7 @@ def test_the_judge_learns_and_passes_over_what_is_unknown() -> None:
     assert again == seen
 
 
-def test_the_judge_takes_all_values_for_equally_likely() -> None:
+def test_the_judge_treats_all_values_as_equally_likely() -> None:
     """Brightness tells two values apart, not quite; one of ten training pictures has the second value.
 
     With means two deviations apart, who guesses best when both are alike finds 84 % of either. Who goes by how often they
@@ -167,9 +167,9 @@ def test_the_judge_takes_all_values_for_equally_likely() -> None:
         return np.full((16, 16, 3), rng.normal(108 + 40 * value, 20)).clip(0, 255).astype(np.uint8)
 
     rare = [dict.fromkeys(TRAITS, UNKNOWN) | {"glasses": int(number % 10 == 0)} for number in range(640)]
-    judge = train_judge([picture(one["glasses"]) for one in rare], rare, 12, 0)
+    judge = train_judge([picture(entry["glasses"]) for entry in rare], rare, 12, 0)
     truth = [number % 2 for number in range(400)]
-    seen = [one["glasses"] for one in judged(judge, [picture(value) for value in truth])]
+    seen = [entry["glasses"] for entry in judged(judge, [picture(value) for value in truth])]
     for value in (0, 1):
         assert balanced([t if t == value else UNKNOWN for t in truth], seen) == pytest.approx(0.84, abs=0.13)
 
@@ -190,21 +190,21 @@ def test_the_whole_study_runs(generator: Generator, faces: ShardFolder, tmp_path
         calls[doing] = [total, 0]
         return lambda: calls[doing].__setitem__(1, calls[doing][1] + 1)
 
-    found = study(generator, faces, options, progress)
+    result = study(generator, faces, options, progress)
     exact = {"reading faces", "reconstructing", "training judges", "drawing"}
     assert all(total == done for doing, (total, done) in calls.items() if doing in exact), calls
     assert exact < set(calls)
-    assert all(one.outside.share == 1 for one in found.edits.values())
+    assert all(edit.outside.share == 1 for edit in result.edits.values())
     report.make_folder(tmp_path / "study")
-    report.write(found, tmp_path / "study", "gptface study ...")
-    told = (tmp_path / "study" / "study.md").read_text()
-    for mode in found.modes:
-        assert f"| {mode} | " in told
-    assert "| glasses on | " in told
+    report.write(result, tmp_path / "study", "gptface study ...")
+    text = (tmp_path / "study" / "study.md").read_text()
+    for mode in result.modes:
+        assert f"| {mode} | " in text
+    assert "| glasses on | " in text
     prompted = [prompt(values) for values in random_values(9, np.random.default_rng(0))]
-    assert found.shown == prompted[:8]
+    assert result.shown == prompted[:8]
     drawn = generator.generate(prompted[0], 1, Sampling(2))[0]
-    assert (next(iter(found.modes.values())).pictures[0] == drawn.pixels).all()
+    assert (next(iter(result.modes.values())).pictures[0] == drawn.pixels).all()
     assert calls["training judges"][0] == 2 * 2, "a judge for each of 2 seeds, 2 batches of 32"
     with Image.open(tmp_path / "study" / "study.png") as opened:
         assert min(opened.size) > 8
@@ -225,8 +225,7 @@ def test_other_shards_are_refused(faces: ShardFolder) -> None:
 
 
 def test_faces_carry_their_mask_and_traits(faces: ShardFolder) -> None:
-    found = read_faces(faces, 5, 32)
-    for number, face in enumerate(found):
+    for number, face in enumerate(read_faces(faces, 5, 32)):
         truth = draw_attributes(5, number)
         assert face.values["gender"] == int(truth.gender == "male")
         assert face.labels.shape == face.pixels.shape[:2] == (32, 32)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from PIL import Image
 
 from gptface_dist import release
+from gptface_dist.config import options
+from gptface_dist.generation import Generator, Gradient, Guidance, Sampling
+from gptface_dist.generation.options import GenerationOptions
 from gptface_dist.tools import main
 from tests.release.making import make_model, make_tokenizers
 
@@ -87,7 +91,6 @@ def test_mistakes_are_one_line_and_nothing_is_written(folder: Path, tmp_path: Pa
     assert "pictures are written as" in refused("generate", folder, tmp_path / "out.txt", "--text", "a")
     assert "no folder" in refused("generate", folder, tmp_path / "no" / "out.png", "--text", "a")
     assert "gptface convert" in refused("generate", tmp_path / "nothing", out, "--text", "a")
-    assert "steps" in refused("generate", folder, out, "--text", "a", "--steps", "0")
     assert "no device" in refused("generate", folder, out, "--text", "a", "--device", "tpu")
     assert "unreadable" in refused(*edit, tmp_path / "broken.png", "--text", "a", "--region", "hair")
     assert "9x8 pixels" in refused(*edit, tmp_path / "wide.png", "--text", "a", "--region", "hair")
@@ -99,4 +102,66 @@ def test_mistakes_are_one_line_and_nothing_is_written(folder: Path, tmp_path: Pa
     assert "3 texts and 2 regions" in refused(*edit, image, *two)
     assert "cannot be read" in refused("caption", folder, tmp_path / "gone.png")
     assert "is empty" in refused("score", folder, image, "")
+    for command in (("generate", folder, out, "--text", "a"), (*edit, image, "--region", "hair"), ("caption", folder, image)):
+        assert "sampling.steps must be at least 1, not 0" in refused(*command, "sampling.steps=0")
+        assert "override 'guidance.rerank=two': Value 'two'" in refused(*command, "guidance.rerank=two")
+        unknown = refused(*command, "guidance.reranking=2")
+        assert "override 'guidance.reranking=2': Key 'reranking' not in 'Guidance'. Did you mean: 'rerank'?" in unknown
+        assert all(option.key in unknown for option in options(GenerationOptions()))
+        assert "override 'hat' is not of the form key=value (keys: sampling.steps," in refused(*command, "hat")
+        for flag in ("--seed", "--steps", "--temperature", "--top-k", "--classifier-free", "--gradient", "--rerank"):
+            status, said, error = gptface(*command, flag, "1")
+            assert (status, said) == (2, "")
+            assert f"No such option: {flag}" in error
+    assert "classifier-free guidance draws pictures" in refused("caption", folder, image, "guidance.classifier_free=1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.png", "face.png", "wide.png"]
+
+
+def test_overrides_are_the_options_of_the_same_names(folder: Path, tmp_path: Path) -> None:
+    """Each command against the library, from the command's own defaults or the preset's."""
+    generator, out = Generator.from_pretrained(folder), tmp_path / "out.png"
+
+    def pixels(*arguments: str | Path) -> np.ndarray:
+        status, _, error = gptface(*arguments)
+        assert (status, error) == (0, "")
+        with Image.open(out) as opened:
+            return np.asarray(opened)
+
+    changed = ("sampling.seed=3", "sampling.steps=2", "guidance.rerank=2", "guidance.gradient.strength=0.5")
+    guidance = Guidance(Gradient(strength=0.5), rerank=2)
+    drawn = generator.generate("a face", 1, Sampling(steps=2, seed=3), guidance)[0]
+    assert (pixels("generate", folder, out, "--text", "a face", *changed) == drawn.pixels).all()
+
+    face = tmp_path / "face.png"
+    drawn.image.save(face)
+    edit = ("edit", folder, out, "--image", face, "--text", "a hat", "--region", "0,0,8,6")
+    edited = generator.edit(drawn.pixels, "a hat", "0,0,8,6", guidance=Guidance(classifier_free=2.0, rerank=1))[0]
+    assert (pixels(*edit, "guidance.rerank=1") == edited.pixels).all()
+    sampling = Sampling(temperature=0.7, seed=5)
+    edited = generator.edit(drawn.pixels, "a hat", "0,0,8,6", "inpainting", sampling=sampling)[0]
+    assert (pixels(*edit, "--task", "inpainting", "sampling.seed=5") == edited.pixels).all()
+
+    (caption,) = generator.caption(drawn.pixels, 1, Sampling(temperature=0.5, steps=3))
+    assert gptface("caption", folder, face, "sampling.steps=3")[1] == f"{caption.match:.3f}  {caption.text}\n"
+
+
+def test_options_are_listed_at_once() -> None:
+    """With the defaults of each command, and without the libraries that take seconds to import."""
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["diffusers"] = None
+from gptface_dist.tools import main
+sys.argv = ["gptface", sys.argv[1], "--options"]
+main.run()
+"""
+    said = {}
+    for command in ("generate", "edit", "caption"):
+        done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        said[command] = done.stdout.splitlines()
+    for command, temperature in (("generate", 1.0), ("edit", 1.0), ("caption", 0.5)):
+        for option in options(GenerationOptions(Sampling(temperature=temperature))):
+            at = said[command].index(f"{option.key}={option.value}")
+            assert said[command][at + 1] == f"    {option.meaning}"
+    assert "--task inpainting: sampling.temperature=0.7" in said["edit"]
+    assert "--task occluder: guidance.classifier_free=1.0 guidance.rerank=2" in said["edit"]

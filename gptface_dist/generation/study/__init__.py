@@ -1,1 +1,1 @@
-"""The measured study of generation and editing: do pictures show what the text says, by a judge that knows no text."""
+"""A measured study of generation and editing: a judge that knows no text says whether pictures show what the text says."""

@@ -1,4 +1,4 @@
-"""Edits of rendered faces: is what the text asks for there, and is everything else as it was."""
+"""Edits of rendered faces: whether they show what the text asks for and leave everything else unchanged."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,31 +13,31 @@ from gptface_dist.generation.study.statistics import Share, share
 from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, Values, changed, prompt
 
 MARGIN = 2
-"""Pixels around the classes of the parsing mask that are drawn anew with them."""
+"""Pixels by which a region reaches beyond its classes of the parsing mask."""
 
 
 @dataclass(frozen=True)
 class EditResult:
-    """What came of one kind of edit."""
+    """Measurements of one kind of edit."""
 
     intended: Share
     """Edits after which the judge sees the value that the text asked for."""
     without_text: Share
-    """The same, of edits of the same regions with an empty text and no guidance."""
+    """The same for edits of the same regions with an empty text and no guidance."""
     kept: Share
-    """Other traits in which the judge sees the same as before the edit."""
+    """Other traits in which the judge sees the same value as before the edit."""
     outside: Share
     """Edits that left every pixel outside the region exactly as it was."""
     strips: list[np.ndarray]
-    """A few of them: before, region in white, after: uint8 [S, 3 S, 3]."""
+    """The first four: before, region in white, after; each uint8 [S, 3 S, 3]."""
 
 
 def measure_edits(
     generator: Generator, judges: Sequence[Judge], faces: Sequence[Face], edits: int, on_edit: Callable[[], None]
 ) -> dict[str, EditResult]:
-    """``edits`` edits of each kind with each seed, each of another face; fewer where there are fewer faces that fit.
+    """Make ``edits`` edits of each kind with each seed, each of another face; fewer if fewer faces fit the kind.
 
-    Each seed has a judge.
+    ``judges`` has one judge for each seed.
     """
     kinds: dict[str, tuple[str, str, Callable[[Face], np.ndarray]]] = {
         "hair colour": ("hair", "attribute", lambda face: grown(face.labels == LABELS.index("hair"), MARGIN)),
@@ -77,24 +77,24 @@ def _fits(face: Face, trait: str) -> bool:
 
 
 def _box(face: Face, classes: Sequence[str]) -> np.ndarray:
-    """bool [S, S]: the smallest box around some classes of the parsing mask, and a margin; empty where there are none."""
-    found = np.isin(face.labels, [LABELS.index(name) for name in classes])
-    chosen = np.zeros_like(found)
-    if found.any():
-        rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
+    """bool [S, S]: the smallest box around ``classes`` of the parsing mask plus MARGIN; all false without any of them."""
+    inside = np.isin(face.labels, [LABELS.index(name) for name in classes])
+    chosen = np.zeros_like(inside)
+    if inside.any():
+        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
         chosen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
     return grown(chosen, MARGIN)
 
 
 def _text(values: Values) -> str:
-    """What the whole picture is to show; a trait that it did not show before is given its first value."""
+    """Prompt for the whole picture; a trait that the face does not show gets its first value."""
     return prompt({name: max(0, value) for name, value in values.items()})
 
 
 def _both(
     generator: Generator, face: Face, text: str, chosen: np.ndarray, task: str, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The edit for the text, and one of the same region without a text."""
+    """Edit a region for the text, and the same region without a text: pixels of both."""
     sampling = replace(TASKS[task].sampling, seed=seed)
     after = generator.edit(face.pixels, text, chosen, task, sampling=sampling)[0]
     plain = generator.edit(face.pixels, "", chosen, "inpainting", sampling=sampling, guidance=Guidance())[0]

@@ -1,8 +1,8 @@
-"""The judge: a small convolutional network that names the traits of a face. It sees no text and none of our model.
+"""The judge: a small convolutional network that names the traits of a face. It sees neither texts nor our model.
 
-It is trained on rendered pictures with their true attributes, half of them as the release's image tokenizer reconstructs
+It learns from rendered pictures with their true attributes, half of them as the release's image tokenizer reconstructs
 them, so that it can judge what the model draws; its accuracy on held-out reconstructions bounds what can be measured.
-Prompts ask for all values alike, so it takes all values for equally likely, however often faces have them.
+Prompts ask for all values equally often, so it treats all values as equally likely, however often faces have them.
 """
 
 import io
@@ -31,56 +31,55 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Face:
-    """A rendered face with the truth about it."""
+    """A rendered face with its true attributes."""
 
     pixels: np.ndarray
     """uint8 [S, S, 3]."""
     labels: np.ndarray
     """uint8 [S, S]: parsing mask."""
     values: Values
-    """Its traits."""
 
     @property
     def whole(self) -> bool:
-        """Whether it shows all traits."""
+        """Whether the picture shows all traits."""
         return UNKNOWN not in self.values.values()
 
 
 def some(faces: Sequence[Face], count: int, rng: np.random.Generator) -> list[Face]:
-    """``count`` different ones at random; fewer where there are fewer."""
+    """Choose ``count`` faces at random without repetition; all of them if there are fewer."""
     return [faces[i] for i in rng.permutation(len(faces))[:count]]
 
 
 def read_faces(folder: ShardFolder, count: int, size: int, on_face: Callable[[], None] = lambda: None) -> list[Face]:
-    """The first ``count`` faces of shards of `gptface faces render`; :class:`UserError` where there are fewer, or others."""
-    found: list[Face] = []
+    """Read the first ``count`` faces that `gptface faces render` wrote; :class:`UserError` for fewer faces or other shards."""
+    faces: list[Face] = []
     for number, entry in enumerate(folder.index.shards):
-        if len(found) == count:
+        if len(faces) == count:
             break
         try:
             sidecar, file = folder.sidecar(number), folder.open_shard(number)
         except Unreadable as error:
             raise UserError(f"{folder.location}, shard {entry.name}: {error}") from None
         with closing(file):
-            for key, extents in sidecar.samples[: count - len(found)]:
+            for key, extents in sidecar.samples[: count - len(faces)]:
                 raw = RawSample(Origin(folder.location, entry.name, key, 0), file, extents)
                 try:
-                    found.append(_face(raw, size))
+                    faces.append(_face(raw, size))
                 except (Unreadable, KeyError, ValueError) as error:
                     raise UserError(
                         f"{folder.location}, {key}: no rendered face ({error}): make some with `gptface faces render`"
                     ) from None
                 on_face()
-    if len(found) < count:
-        raise UserError(f"{folder.location} holds {len(found)} faces, {count} are needed: `gptface faces render` makes more")
-    return found
+    if len(faces) < count:
+        raise UserError(f"{folder.location} holds {len(faces)} faces, {count} are needed: `gptface faces render` makes more")
+    return faces
 
 
 def _face(raw: RawSample, size: int) -> Face:
     attributes = json.loads(raw.read("json"))["attributes"]
     labels = np.asarray(Image.open(io.BytesIO(raw.read("mask.png"))))
     hair = float(np.mean(labels == LABELS.index("hair")))
-    # The middle of what each pixel of the smaller mask stands for.
+    # Nearest neighbours: the middle of the area that each pixel of the smaller mask covers.
     rows, columns = ((np.arange(size) + 0.5) * side / size for side in labels.shape)
     smaller = labels[rows.astype(int)[:, None], columns.astype(int)]
     return Face(decode_pixels(raw.read(picture_extension(list(raw.extents))), size), smaller, values_of(attributes, hair))
@@ -100,13 +99,13 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(9 * width, len(values)) for name, values in TRAITS.items()})
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Logits by trait."""
+        """Compute the logits by trait."""
         features = self.body(pixels)
         return {name: head(features) for name, head in self.heads.items()}
 
 
 def to_pixels(pictures: Tensor) -> Tensor:
-    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [-1, 1], where the pictures are."""
+    """Convert uint8 [B, S, S, 3] to float32 [B, 3, S, S] in [-1, 1], on the same device."""
     return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -118,20 +117,20 @@ def train_judge(
     on_step: Callable[[], None] = lambda: None,
     device: torch.device = CPU,
 ) -> Judge:
-    """Train on pictures with their traits; mirrored at random. A function of the arguments, up to the device's rounding.
+    """Train on pictures with their traits, mirrored at random. A function of the arguments, up to the device's rounding.
 
-    All pictures lie on ``device`` meanwhile, as bytes.
+    All pictures stay on ``device`` as bytes during training.
 
-    Logits learn beside the logarithm of how often each value appears (Menon et al. 2021, "Long-tail learning via logit
-    adjustment"), so that alone they take all values for equally likely.
+    The loss adds the logarithm of each value's frequency to the logits (Menon et al. 2021, "Long-tail learning via logit
+    adjustment"), so that the logits alone treat all values as equally likely.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         judge = Judge().to(device)
         everything = torch.from_numpy(np.stack(pictures)).to(device)
-        truth = {name: torch.tensor([one[name] for one in values], device=device) for name in TRAITS}
-        known = {name: torch.bincount(one[one != UNKNOWN], minlength=len(TRAITS[name])) for name, one in truth.items()}
-        # One more of each, for values that no picture has.
+        truth = {name: torch.tensor([entry[name] for entry in values], device=device) for name in TRAITS}
+        known = {name: torch.bincount(labels[labels != UNKNOWN], minlength=len(TRAITS[name])) for name, labels in truth.items()}
+        # Add one to each count: some value may be in no picture.
         often = {name: ((count + 1) / (count + 1).sum()).log() for name, count in known.items()}
         steps = epochs * (len(pictures) // BATCH)
         optimizer = torch.optim.AdamW(judge.parameters(), RATE, weight_decay=0.05)
@@ -143,10 +142,10 @@ def train_judge(
                 rows = order[start : start + BATCH]
                 batch = to_pixels(everything[rows])
                 batch = torch.where(torch.rand(BATCH, 1, 1, 1).to(device) < 0.5, batch, batch.flip(-1))
-                found = judge(batch)
+                logits = judge(batch)
                 losses = [
                     functional.cross_entropy(
-                        found[name] + often[name], truth[name][rows], ignore_index=UNKNOWN, reduction="sum"
+                        logits[name] + often[name], truth[name][rows], ignore_index=UNKNOWN, reduction="sum"
                     )
                     / BATCH
                     for name in TRAITS
@@ -161,11 +160,11 @@ def train_judge(
 
 @torch.no_grad()
 def judged(judge: Judge, pictures: Sequence[np.ndarray]) -> list[Values]:
-    """The likeliest value of every trait, for each picture."""
-    found: list[Values] = []
+    """Name the likeliest value of each trait, for each picture."""
+    values: list[Values] = []
     device = next(judge.parameters()).device
     for start in range(0, len(pictures), BATCH):
         logits = judge(to_pixels(torch.from_numpy(np.stack(pictures[start : start + BATCH])).to(device)))
         best = {name: logits[name].argmax(-1).tolist() for name in TRAITS}
-        found += [dict(zip(best, row, strict=True)) for row in zip(*best.values(), strict=True)]
-    return found
+        values += [dict(zip(best, row, strict=True)) for row in zip(*best.values(), strict=True)]
+    return values

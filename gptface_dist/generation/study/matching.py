@@ -1,4 +1,4 @@
-"""Matching: does the head that guides tell the text of a face from one that says something else of it."""
+"""Matching: whether the head that guides prefers the true text of a face to one with another value of a trait."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,14 +15,14 @@ def measure_matching(
 ) -> dict[str, Share]:
     """By trait: share of faces whose true text has a higher p(match) than the same text with another value of the trait.
 
-    ``pairs`` faces with each seed that show all traits, fewer where there are fewer; chance is 50 %.
+    Takes ``pairs`` faces with each seed among those that show all traits, fewer if there are fewer; chance is 50 %.
     """
     fit = [face for face in faces if face.whole]
     right: dict[str, list[list[float]]] = {name: [[] for _ in range(seeds)] for name in TRAITS}
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
         for face in some(fit, pairs, rng):
-            picture = generator.read(face.pixels)
+            picture = generator.read_picture(face.pixels)
             true = generator.score(picture, prompt(face.values))
             for name in TRAITS:
                 false = generator.score(picture, prompt(changed(face.values, name, rng)))

@@ -1,4 +1,4 @@
-"""Prompt agreement: faces drawn for random prompts, unguided and guided, looked at by the judge."""
+"""Prompt agreement: a judge looks at faces drawn for random prompts, unguided and guided."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,53 +19,53 @@ MODES = {
     "classifier-free 5": Guidance(classifier_free=5.0),
     "classifier-free 5 + ITM rerank": Guidance(classifier_free=5.0, rerank=4),
 }
-"""What is compared; the first one is what the others are measured against."""
+"""Guidance by name; gains are measured against the first."""
 PAIR = 2
-"""Pictures a prompt: how much two differ is the diversity."""
+"""Pictures for each prompt; their difference is the diversity."""
 SHOWN = 8
-"""Prompts of the first seed whose pictures are kept, the first ones."""
+"""Number of prompts of the first seed whose pictures are kept."""
 
 
 @dataclass(frozen=True)
 class ModeResult:
-    """What one way of drawing gave."""
+    """Measurements of one way of drawing."""
 
     agreement: dict[str, Share]
     """By trait: share of pictures in which the judge sees what the prompt asked for."""
     chance: dict[str, Mean]
-    """By trait: that share if pictures had nothing to do with their prompts."""
+    """By trait: expected share for pictures independent of their prompts."""
     mean: Share
-    """Over all traits."""
+    """The agreement over all traits."""
     gain: Gain
-    """Of the mean over the first mode's, for the same prompts and noise."""
+    """Difference of :attr:`mean` from the first mode's, for the same prompts and noise."""
     diversity: Mean
     """Root mean square difference of two pictures of one prompt, in grey levels of 255."""
     seconds: Mean
-    """Time a picture: the process's CPU time where the CPU computes, else what a clock on the wall says."""
+    """Seconds a picture: CPU time of the process on a CPU, wall-clock time on a GPU."""
     pictures: list[np.ndarray]
-    """A few of them, uint8 [S, S, 3]."""
+    """The first picture of each of the first SHOWN prompts, uint8 [S, S, 3]."""
 
 
 def measure_prompts(
     generator: Generator, judges: Sequence[Judge], prompts: int, sampling: Sampling, on_picture: Callable[[], None]
 ) -> dict[str, ModeResult]:
-    """Draw PAIR faces for each of ``prompts`` random prompts with each seed, in every mode; each seed has a judge."""
+    """Draw PAIR faces for each of ``prompts`` random prompts with each seed, in each mode; ``judges`` has one for each seed."""
     clock = time.process_time if generator.device.type == "cpu" else time.perf_counter
-    asked = [asked_for(prompts, seed) for seed in range(len(judges))]
-    wanted = [[values for values in of_seed for _ in range(PAIR)] for of_seed in asked]
+    prompted = [prompt_values(prompts, seed) for seed in range(len(judges))]
+    wanted = [[values for values in of_seed for _ in range(PAIR)] for of_seed in prompted]
     first: list[np.ndarray] | None = None
     results: dict[str, ModeResult] = {}
     for mode, guidance in MODES.items():
         drawn: list[list[np.ndarray]] = []
         seconds = []
-        for seed, of_seed in enumerate(asked):
+        for seed, of_seed in enumerate(prompted):
             started = clock()
             texts = [prompt(values) for values in of_seed]
-            found = generator.generate(texts, PAIR, replace(sampling, seed=seed), guidance, on_picture)
-            drawn.append([picture.pixels for picture in found])
-            seconds.append((clock() - started) / len(found))
+            pictures = generator.generate(texts, PAIR, replace(sampling, seed=seed), guidance, on_picture)
+            drawn.append([picture.pixels for picture in pictures])
+            seconds.append((clock() - started) / len(pictures))
         seen = [judged(*both) for both in zip(judges, drawn, strict=True)]
-        # A trial is a prompt: its score is the mean over its pictures, which are not independent of each other.
+        # A trial is a prompt: its pictures are not independent of each other, so its score is their mean.
         scores = {name: [_scores(name, *both) for both in zip(wanted, seen, strict=True)] for name in TRAITS}
         means = [np.mean([scores[name][seed] for name in TRAITS], axis=0) for seed in range(len(judges))]
         first = means if first is None else first
@@ -81,14 +81,14 @@ def measure_prompts(
     return results
 
 
-def asked_for(prompts: int, seed: int) -> list[Values]:
-    """What the prompts of a seed ask for."""
+def prompt_values(prompts: int, seed: int) -> list[Values]:
+    """Draw the trait values that the prompts of a seed ask for."""
     return random_values(prompts, np.random.default_rng(seed))
 
 
 def _scores(name: str, wanted: list[Values], seen: list[Values]) -> np.ndarray:
-    """Float64 [prompts]: share of each prompt's pictures that show the trait it asked for."""
-    right = [asked[name] == found[name] for asked, found in zip(wanted, seen, strict=True)]
+    """Float64 [prompts]: share of each prompt's pictures that show the value it asks for."""
+    right = [values[name] == verdict[name] for values, verdict in zip(wanted, seen, strict=True)]
     return np.array(right, dtype=float).reshape(-1, PAIR).mean(axis=1)
 
 
@@ -98,4 +98,4 @@ def _chance(name: str, wanted: list[Values], seen: list[Values]) -> float:
 
 def _diversity(drawn: list[np.ndarray]) -> float:
     pairs = zip(drawn[::PAIR], drawn[1::PAIR], strict=True)
-    return float(np.mean([np.sqrt(np.mean((one.astype(float) - other) ** 2)) for one, other in pairs]))
+    return float(np.mean([np.sqrt(np.mean((first.astype(float) - second) ** 2)) for first, second in pairs]))

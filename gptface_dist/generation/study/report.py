@@ -1,4 +1,4 @@
-"""What the study found: its numbers as JSON, its tables in Markdown, its pictures on a sheet."""
+"""The study's report: numbers as JSON, tables in Markdown, pictures on a sheet."""
 
 import datetime
 import json
@@ -29,7 +29,7 @@ have their 95 % interval in brackets.
 
 """
 PROMPTS = """## Prompts
-{asked}
+{prompts}
 Traits are independent of each other, all values are asked for equally often. Each cell: share of pictures in which the judge
 sees what was asked (interval over prompts). *Chance*: the same if pictures had nothing to do with their prompts. *Judge*:
 its accuracy on held-out faces as the image tokenizer reconstructs them, mean over a trait's values: about the most that could
@@ -57,75 +57,76 @@ One row a way of drawing ({modes}), for {shown}. Below, edits ({edits}): before,
 
 
 def make_folder(out: Path) -> None:
-    """Make the folder of the report; :class:`UserError` where it cannot be one."""
+    """Make the report's folder; :class:`UserError` where ``out`` cannot be one."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be a folder for the study: {error.strerror}") from None
 
 
-def write(found: Study, out: Path, command: str) -> None:
+def write(study: Study, out: Path, command: str) -> None:
     """Write ``study.md``, ``study.json`` and ``study.png`` into a folder that exists."""
-    gpu = f", {found.gpu}" if found.gpu else ""
+    gpu = f", {study.gpu}" if study.gpu else ""
     where = (
         f"{datetime.date.today().isoformat()}, {platform.machine()} with {os.cpu_count()} CPU cores, "
         f"{torch.get_num_threads()} used{gpu}, torch {torch.__version__}."
     )
     numbers = {
         "command": command,
-        "ceiling": {name: asdict(one) for name, one in found.ceiling.items()},
-        "modes": {name: _plain(one) for name, one in found.modes.items()},
-        "edits": {name: _plain(one) for name, one in found.edits.items()},
-        "matching": {name: asdict(one) for name, one in found.matching.items()},
-        "captions": {name: asdict(one) for name, one in found.captions.items()},
+        "ceiling": {name: asdict(accuracy) for name, accuracy in study.ceiling.items()},
+        "modes": {name: _plain(mode) for name, mode in study.modes.items()},
+        "edits": {name: _plain(edit) for name, edit in study.edits.items()},
+        "matching": {name: asdict(preferred) for name, preferred in study.matching.items()},
+        "captions": {name: asdict(caption) for name, caption in study.captions.items()},
     }
     write_atomically(out / "study.json", json.dumps(numbers, indent=1) + "\n")
-    write_atomically(out / "study.md", HEAD.format(command=command, where=where) + markdown(found))
+    write_atomically(out / "study.md", HEAD.format(command=command, where=where) + markdown(study))
     temporary = out / ".study.png"
-    _sheet(found).save(temporary, "PNG")
+    _sheet(study).save(temporary, "PNG")
     temporary.replace(out / "study.png")
 
 
-def markdown(found: Study) -> str:
+def markdown(study: Study) -> str:
     """The tables."""
-    return "\n".join([*_prompts(found), *_edits(found), *_matching(found), *_pictures(found)])
+    return "\n".join([*_prompts(study), *_edits(study), *_matching(study), *_pictures(study)])
 
 
-def _prompts(found: Study) -> list[str]:
-    first = next(iter(found.modes.values()))
-    asked = f"{first.mean.trials} prompts such as *{found.shown[0]}*, {PAIR} pictures each."
-    clock = " of the whole process on the GPU" if found.gpu else ", of a CPU core"
-    lines = [PROMPTS.format(asked=asked, clock=clock), *_head("", *TRAITS, "mean", "gain", "diversity", "time")]
-    for mode, one in found.modes.items():
-        gain = "" if one is first else str(one.gain)
-        measured = (one.mean, gain, f"{one.diversity:.1f}", f"{one.seconds:.2f} s")
-        lines.append(_row(mode, *(one.agreement[name] for name in TRAITS), *measured))
-    for name, means in (("*chance*", first.chance), ("*judge*", found.ceiling)):
+def _prompts(study: Study) -> list[str]:
+    first = next(iter(study.modes.values()))
+    prompts = f"{first.mean.trials} prompts such as *{study.shown[0]}*, {PAIR} pictures each."
+    clock = " of the whole process on the GPU" if study.gpu else ", of a CPU core"
+    lines = [PROMPTS.format(prompts=prompts, clock=clock), *_head("", *TRAITS, "mean", "gain", "diversity", "time")]
+    for name, mode in study.modes.items():
+        gain = "" if mode is first else str(mode.gain)
+        measured = (mode.mean, gain, f"{mode.diversity:.1f}", f"{mode.seconds:.2f} s")
+        lines.append(_row(name, *(mode.agreement[trait] for trait in TRAITS), *measured))
+    for name, means in (("*chance*", first.chance), ("*judge*", study.ceiling)):
         over_all = np.mean([means[trait].mean for trait in TRAITS])
         lines.append(_row(name, *(f"{means[trait]:.1%}" for trait in TRAITS), f"{over_all:.1%}", "", "", ""))
     return lines
 
 
-def _edits(found: Study) -> list[str]:
+def _edits(study: Study) -> list[str]:
     lines = [EDITS, *_head("", "edits", "intended", "without text", "others kept", "outside")]
-    for kind, edit in found.edits.items():
+    for kind, edit in study.edits.items():
         outside = f"{Mean(edit.outside.share, edit.outside.spread):.1%}"
         lines.append(_row(kind, edit.intended.trials, edit.intended, edit.without_text, edit.kept, outside))
     return lines
 
 
-def _matching(found: Study) -> list[str]:
+def _matching(study: Study) -> list[str]:
     lines = [MATCHING, *_head("", "pairs", "true text preferred", "captions that tell", "right", "chance")]
-    for name, preferred in found.matching.items():
-        one = found.captions.get(name)
-        cells = (one.told, one.right or "", f"{one.chance:.1%}" if one.chance else "") if one else ("", "", "")
+    for name, preferred in study.matching.items():
+        cells: tuple[object, ...] = ("", "", "")
+        if caption := study.captions.get(name):
+            cells = (caption.named, caption.right or "", f"{caption.chance:.1%}" if caption.chance else "")
         lines.append(_row(name, preferred.trials, preferred, *cells))
     return lines
 
 
-def _pictures(found: Study) -> list[str]:
-    shown = ", ".join(f"*{text}*" for text in found.shown)
-    return [PICTURES.format(modes=", ".join(found.modes), shown=shown, edits=", ".join(found.edits))]
+def _pictures(study: Study) -> list[str]:
+    shown = ", ".join(f"*{text}*" for text in study.shown)
+    return [PICTURES.format(modes=", ".join(study.modes), shown=shown, edits=", ".join(study.edits))]
 
 
 def _head(*names: str) -> list[str]:
@@ -136,15 +137,15 @@ def _row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _plain(one: ModeResult | EditResult) -> dict[str, object]:
-    """Without the pictures."""
-    return {name: value for name, value in asdict(one).items() if name not in ("pictures", "strips")}
+def _plain(result: ModeResult | EditResult) -> dict[str, object]:
+    """Convert to JSON's types, without the pictures."""
+    return {name: value for name, value in asdict(result).items() if name not in ("pictures", "strips")}
 
 
-def _sheet(found: Study, enlarged: int = 2, gap: int = 4) -> Image.Image:
-    """Rows of pictures on white."""
-    rows = [np.concatenate(one.pictures, axis=1) for one in found.modes.values()]
-    rows += [np.concatenate(one.strips, axis=1) for one in found.edits.values() if one.strips]
+def _sheet(study: Study, enlarged: int = 2, gap: int = 4) -> Image.Image:
+    """Lay out a row of pictures for each mode, then one for each kind of edit, on white."""
+    rows = [np.concatenate(mode.pictures, axis=1) for mode in study.modes.values()]
+    rows += [np.concatenate(edit.strips, axis=1) for edit in study.edits.values() if edit.strips]
     width = max(row.shape[1] for row in rows) * enlarged
     height = sum(row.shape[0] * enlarged + gap for row in rows) - gap
     sheet = Image.new("RGB", (width, height), "white")

@@ -21,9 +21,9 @@ class Share:
     high: float
     """Upper end."""
     spread: float | None
-    """Standard deviation over seeds of the seeds' means; None of one seed."""
+    """Standard deviation over seeds of the seeds' means; None for a single seed."""
     trials: int
-    """How many scores."""
+    """Number of scores."""
 
     def __str__(self) -> str:
         return f"{Mean(self.share, self.spread):.1%} ({self.low:.1%} to {self.high:.1%})"
@@ -34,9 +34,8 @@ class Mean:
     """A mean over seeds."""
 
     mean: float
-    """It."""
     spread: float | None
-    """Standard deviation over seeds; None of one seed."""
+    """Standard deviation over seeds; None for a single seed."""
 
     def __format__(self, spec: str) -> str:
         return f"{self.mean:{spec}}" + (f" ± {self.spread:{spec.lstrip('+')}}" if self.spread is not None else "")
@@ -47,27 +46,26 @@ class Gain:
     """The mean difference of paired scores."""
 
     mean: float
-    """It."""
     low: float
     """Lower end of its 95 % interval."""
     high: float
     """Upper end."""
     spread: float | None
-    """Standard deviation over seeds of the seeds' means; None of one seed."""
+    """Standard deviation over seeds of the seeds' means; None for a single seed."""
 
     def __str__(self) -> str:
         return f"{Mean(self.mean, self.spread):+.1%} ({self.low:+.1%} to {self.high:+.1%})"
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """Of one value a seed."""
+    """Average values, one for each seed."""
     return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def share(by_seed: Sequence[Sequence[float] | np.ndarray]) -> Share:
-    """Of scores (0 to 1) of independent trials, grouped by seed; at least one in all.
+    """Average scores (0 to 1) of independent trials, grouped by seed; there must be at least one.
 
-    Wilson's interval for the mean as if every score were 0 or 1: a score between them varies less, so it is wide enough.
+    Wilson's interval treats each score as 0 or 1: a score between them varies less, so the interval is wide enough.
     """
     scores = np.array([score for scores in by_seed for score in scores], dtype=float)
     n, p = len(scores), float(scores.mean())
@@ -77,16 +75,16 @@ def share(by_seed: Sequence[Sequence[float] | np.ndarray]) -> Share:
     return Share(p, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), spread, n)
 
 
-def chance(asked: Sequence[int], seen: Sequence[int]) -> float:
-    """Expected agreement if the pictures had nothing to do with their prompts: every picture against every prompt."""
-    values = max([*asked, *seen]) + 1
-    return float(np.dot(np.bincount(asked, minlength=values), np.bincount(seen, minlength=values)) / (len(asked) * len(seen)))
+def chance(wanted: Sequence[int], seen: Sequence[int]) -> float:
+    """Expected agreement of pictures independent of their prompts: each picture compared with each prompt."""
+    values = max([*wanted, *seen]) + 1
+    return float(np.dot(np.bincount(wanted, minlength=values), np.bincount(seen, minlength=values)) / (len(wanted) * len(seen)))
 
 
 def balanced(truth: Sequence[int], seen: Sequence[int]) -> float:
-    """Share of each value's trials in which it is seen, mean over the values that ``truth`` has; negative ones do not count."""
+    """Share of each value's trials in which it is seen, averaged over the values in ``truth``; negative values do not count."""
     shares = [
-        np.mean([found == value for true, found in zip(truth, seen, strict=True) if true == value])
+        np.mean([verdict == value for true, verdict in zip(truth, seen, strict=True) if true == value])
         for value in sorted(set(truth))
         if value >= 0
     ]
@@ -94,10 +92,10 @@ def balanced(truth: Sequence[int], seen: Sequence[int]) -> float:
 
 
 def gain(first: Sequence[np.ndarray], second: Sequence[np.ndarray], draws: int = 2000) -> Gain:
-    """Of the second scores over the first, trial by trial, grouped by seed; the interval is a bootstrap over trials."""
-    differences = [other - one for one, other in zip(first, second, strict=True)]
+    """Gain of the second scores over the first, trial by trial, grouped by seed; the interval is a bootstrap over trials."""
+    differences = [after - before for before, after in zip(first, second, strict=True)]
     every = np.concatenate(differences)
     rng = np.random.default_rng(0)
     means = every[rng.integers(len(every), size=(draws, len(every)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return Gain(float(every.mean()), float(low), float(high), mean([float(one.mean()) for one in differences]).spread)
+    return Gain(float(every.mean()), float(low), float(high), mean([float(of_seed.mean()) for of_seed in differences]).spread)

@@ -1,4 +1,4 @@
-"""What the study asks for and looks at: four traits of rendered faces, how prompts name them, where they are labelled."""
+"""The four traits of rendered faces that the study prompts and judges: values, labels and their words in a prompt."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,12 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "hair": ("black", "brown", "blond", "red", "gray"),
     "expression": ("neutral", "happy", "sad", "angry", "surprised", "disgusted", "afraid"),
 }
-"""Each trait's values; gray hair includes white."""
+"""Values of each trait; gray hair includes white."""
 UNKNOWN = -1
-"""Value of a trait that a picture does not show: hair under a hat, an expression behind a mask."""
+"""Stands for a trait that a picture does not show: hair under a hat, an expression behind a mask."""
 
 Values = dict[str, int]
-"""A value's number for each trait."""
+"""Trait -> index of its value in TRAITS, or UNKNOWN."""
 
 _ADJECTIVES = ("", "smiling", "sad", "angry", "surprised", "disgusted", "scared")
 _LEAST_HAIR = 0.03
@@ -24,7 +24,7 @@ _LEAST_HAIR = 0.03
 
 
 def values_of(attributes: Mapping[str, Any], hair_share: float) -> Values:
-    """The traits of a rendered face, from its attributes and the share of the picture that its parsing mask calls hair."""
+    """Label a rendered face by its attributes and the share of the picture that its parsing mask calls hair."""
     color = {"white": "gray"}.get(attributes["hair_color"], attributes["hair_color"])
     masked = attributes["covering"] != "none"
     return {
@@ -36,16 +36,16 @@ def values_of(attributes: Mapping[str, Any], hair_share: float) -> Values:
 
 
 def random_values(count: int, rng: np.random.Generator) -> list[Values]:
-    """Traits independent of each other, the values of each equally often (but for one, where ``count`` does not divide).
+    """Draw independent traits, each value equally often (to within one, if ``count`` does not divide).
 
-    Whatever pictures show, the share of them that by chance show what was asked is then 1 / (number of values).
+    Whatever pictures show, chance then agrees with the prompts in a share of 1 / (number of values).
     """
     drawn = {name: rng.permutation(np.arange(count) % len(values)).tolist() for name, values in TRAITS.items()}
     return [dict(zip(drawn, row, strict=True)) for row in zip(*drawn.values(), strict=True)]
 
 
 def changed(values: Values, trait: str, rng: np.random.Generator) -> Values:
-    """With another value of one trait."""
+    """Copy ``values`` with another value of one trait."""
     step = 1 + int(rng.integers(len(TRAITS[trait]) - 1))
     return {**values, trait: (values[trait] + step) % len(TRAITS[trait])}
 
