@@ -41,11 +41,7 @@ def guidance_shift(model: GPTFace, batch: PaddedBatch, hidden: Tensor, logits: T
             changed = functional.log_softmax(logits + change, -1)
             soft = changed.exp().to(table.dtype) @ table
             mixed = embedded.index_put((hidden,), embedded[hidden] + soft)
-<<<<<<< HEAD
-            match = model.itm_logits(model.encode(mixed, rows.lengths)).float()
-=======
             match = model.itm_logits(model.encode(mixed, batch.lengths)).float()
->>>>>>> h1
             loss = -functional.log_softmax(match, -1)[:, 1].sum()
             loss = loss + options.kl * (changed.exp() * (changed - own)).sum()
             (gradient,) = torch.autograd.grad(loss, change)
