@@ -8,7 +8,7 @@ from typing import Any
 from gptface_dist.errors import UserError
 from gptface_dist.objectives.objective import Objective
 
-OBJECTIVES = {"milm_itm": "MilmItm"}
+OBJECTIVES = {"milm_itm": "MilmItm", "contrastive": "Contrastive"}
 """Name of the file in this folder, which is the objective's name -> its class."""
 
 
