@@ -138,7 +138,7 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 def test_another_model_is_refused_in_one_line(tmp_path: Path) -> None:
     path = write(tmp_path, SmallState(), 1)
     wide = Parameter("matrix", (13, 8), None, None, None, 0.0, True, False)
-    other = Parameter("other", (2,), None, None, None, False)
+    other = Parameter("other", (2,), None, None, None, 0.0, False, False)
     with pytest.raises(UserError, match=r"moment1/matrix has the shape \[13, 7\], the model's is \[13, 8\]") as error:
         load(path, SmallState(parameters=(wide, VECTOR)), ALONE)
     assert "\n" not in str(error.value)

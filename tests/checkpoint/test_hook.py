@@ -162,7 +162,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert run.state == TrainState(
         5, Position(50, "order"), 20, callbacks={"EMA": {}, "Checkpointing": {}, "Counter": {"count": 5}}
     )
-    assert run.callbacks[1].count == 5
+    assert run.callbacks[2].count == 5
     assert run.engine.state.updates == 5
     assert run.engine.state.refreshed == 1
     go(make(tmp_path, every=2, keep_last=0), 7)

@@ -30,9 +30,9 @@ ALONE = Layout(zero=0)
 FORM = dataclasses.replace(MODEL, layers=2, activation="swiglu", qk_norm=True, hidden_dropout=0.2, attention_dropout=0.1)
 CASES = [
     # The third of four micro-batches predicts no text.
-    Case(ALONE, FORM, steps=2, micro_batches=4, engine=EngineOptions(recompute="layer")),
-    Case(ALONE, FORM, steps=1, micro_batches=2, engine=EngineOptions("bfloat16", recompute="attention")),
-    *(Case(layout, FORM, steps=1, micro_batches=2) for layout in (Layout(dp=2, zero=0), Layout(pp=2, zero=0))),
+    Case(ALONE, model=FORM, steps=2, micro_batches=4, engine=EngineOptions(recompute="layer")),
+    Case(ALONE, model=FORM, steps=1, micro_batches=2, engine=EngineOptions("bfloat16", recompute="attention")),
+    *(Case(layout, model=FORM, steps=1, micro_batches=2) for layout in (Layout(dp=2, zero=0), Layout(pp=2, zero=0))),
     Case(Layout(tp=2, sp=True, zero=0), model=FORM, steps=1, micro_batches=2),
 ]
 RANKS = [(number, rank) for number, case in enumerate(CASES) for rank in range(case.layout.world)]
