@@ -11,7 +11,7 @@ from gptface_dist import host
 from gptface_dist.benchmarks import step
 from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.checkpoint.background import Background
-from gptface_dist.distributed.collectives import Ranks
+from gptface_dist.distributed.collectives import RankGroup
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import Case
 from gptface_dist.errors import UserError
@@ -108,7 +108,7 @@ def test_the_thread_that_saves_has_its_ranks_gpu(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         torch.cuda, "set_device", lambda device: threads.append((threading.current_thread().name, device.index))
     )
-    background = Background(Ranks())
+    background = Background(RankGroup())
     background.begin(lambda: threads.append(("work", gpus.current)))
     background.wait()
     assert threads == [("checkpoint", 1), ("work", 1)]

@@ -27,10 +27,9 @@ from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.data.options import DataConfig
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.collectives import Ranks
-from gptface_dist.distributed.rank import Place
-from gptface_dist.distributed.shutdown import barrier
+from gptface_dist.distributed.collectives import RankGroup, barrier
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import rendezvous_store
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.parallel import libraries
@@ -100,7 +99,7 @@ def compare(task: Task, path: Path, rounds: int, progress: Progress) -> list[Mea
             one.memory.append(memory)
             one.written = written
 
-    with rendezvous.held() as port:
+    with rendezvous_store() as port:
         arguments = (port, task, str(path), rounds, queue)
         context = start_processes(_work, arguments, nprocs=task.layout.world, join=False, start_method="spawn")
         while not context.join(timeout=0.1):
@@ -133,7 +132,7 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
         from gptface_dist.model.reference_batch import PROBE_NAME, Probe, probe_batch
         from gptface_dist.parallel import groups
 
-        groups.join(Place(rank, world, rank, port=port, held=True), None, 600)
+        groups.join(RankInfo(rank, world, rank, port=port, external_store=True), None, 600)
         groups.start(task.layout, 0, 600)
         engine = Engine(task.model, task.vocabulary, task.layout, 0, OptimizerOptions(), LossWeights(), task.engine)
         for region in EngineState(engine).regions():
@@ -144,7 +143,7 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
         grid = (min(16, task.model.rows), min(16, task.model.columns))
         batch = probe_batch(task.vocabulary, grid, min(64, task.model.text_positions - SPECIALS_PER_SEQUENCE))
         answer = Probe(batch, reference.run(engine, batch), task.engine.dtype).content()
-        ranks, background = Ranks.of_world(), Background(Ranks.of_world())
+        ranks, background = RankGroup.of_world(), Background(RankGroup.of_world())
 
         def content(copied: bool) -> Content:
             state = EngineState(engine)

@@ -25,9 +25,9 @@ from gptface_dist import host
 from gptface_dist.benchmarks.data import hardware
 from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.data.batch import Batch
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
-from gptface_dist.distributed.shutdown import barrier
+from gptface_dist.distributed.collectives import barrier
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import rendezvous_store
 from gptface_dist.errors import UserError
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
@@ -152,7 +152,7 @@ def compare(work: Workload, processes: int, rounds: int, steps: int, progress: C
     messages = multiprocessing.get_context("spawn").SimpleQueue()
     losses: dict[str, list[float]] = {}
     seconds: dict[Way, list[float]] = {way: [] for way in plan}
-    with rendezvous.held() as port:
+    with rendezvous_store() as port:
         arguments = (processes, port, work, rounds, steps, messages)
         context = start_processes(_work, arguments, nprocs=processes, join=False, start_method="spawn")
         ended = False
@@ -201,7 +201,7 @@ def _work(rank: int, world: int, port: int, work: Workload, rounds: int, steps: 
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
-        groups.join(Place(rank, world, rank, port=port, held=True), None, TIMEOUT_S)
+        groups.join(RankInfo(rank, world, rank, port=port, external_store=True), None, TIMEOUT_S)
         batches = [work.batches(step, host.device()) for step in range(WARM_UP + steps)]
         losses: dict[str, list[float]] = {}
         for turn in range(rounds + 1):

@@ -26,8 +26,8 @@ from gptface_dist.data.batch import Batch, BatchBuilder, BatchOptions
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.stream import Block, Delivered, Origin
 from gptface_dist.data.tokens import TokenSample
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import rendezvous_store
 from gptface_dist.model.dropout import Masks
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise, parameters
@@ -220,7 +220,7 @@ def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_
 
         del engine  # Imported for what it imports: DeepSpeed collects garbage with each engine, which may skip all that.
         gc.freeze()
-        groups.join(Place(rank, world, rank, port=port, held=True), None, timeout_s)
+        groups.join(RankInfo(rank, world, rank, port=port, external_store=True), None, timeout_s)
         for case in cases:
             groups.start(case.layout, case.seed, timeout_s=timeout_s)
             mine = compare(case)
@@ -249,6 +249,6 @@ def prove(cases: list[Case], out: Path) -> list[Found]:
         host.check_gpus(case.layout.world)
     for world in sorted({case.layout.world for case in cases}):
         mine = [case for case in cases if case.layout.world == world]
-        with rendezvous.held() as port:
+        with rendezvous_store() as port:
             start_processes(work, (world, port, mine, str(out)), nprocs=world, start_method="spawn")
     return [Found(**json.loads(line)) for line in out.read_text(encoding="utf-8").splitlines()]

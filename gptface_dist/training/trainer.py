@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from gptface_dist import release
 from gptface_dist.data.training import TokenLoader, token_loader
-from gptface_dist.distributed.rank import Place
-from gptface_dist.distributed.watchdog import Watch
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.watchdog import Watchdog
 from gptface_dist.engine.engine import Engine, StepResult
 from gptface_dist.engine.state import EngineState
 from gptface_dist.errors import UserError
@@ -35,14 +35,15 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        place: Place,
+        rank_info: RankInfo,
         vocabulary: Vocabulary,
         engine: Engine,
         loader: TokenLoader,
         evaluation: Evaluation | None,
         hooks: Sequence[Hook],
     ):
-        self.config, self.place, self.engine, self.vocabulary, self.hooks = config, place, engine, vocabulary, hooks
+        self.config, self.rank_info, self.engine, self.vocabulary = config, rank_info, engine, vocabulary
+        self.hooks = hooks
         self.folder = Path(config.run.folder)
         self.parameters = count(config.model, vocabulary)
         """Trainable values of the whole model."""
@@ -113,16 +114,15 @@ def check_finite(step: int, result: StepResult) -> None:
         )
 
 
-def prepare(config: Config, vocabulary: Vocabulary, watch: Watch, hooks: Sequence[Hook]) -> Trainer:
+def prepare(config: Config, vocabulary: Vocabulary, watchdog: Watchdog, hooks: Sequence[Hook]) -> Trainer:
     """Put a run that was checked together on this rank: process groups, then the rest."""
-    place = watch.place
-    groups.join(place, watch.store, config.run.timeout_s)
+    groups.join(watchdog.rank_info, watchdog.store, config.run.timeout_s)
     with libraries.hushed():
         groups.start(config.layout, config.run.seed, config.run.timeout_s)
-    return assemble(config, vocabulary, place, hooks)
+    return assemble(config, vocabulary, watchdog.rank_info, hooks)
 
 
-def assemble(config: Config, vocabulary: Vocabulary, place: Place, hooks: Sequence[Hook]) -> Trainer:
+def assemble(config: Config, vocabulary: Vocabulary, rank_info: RankInfo, hooks: Sequence[Hook]) -> Trainer:
     """Put data, engine and hooks of a run together on this rank, whose process groups exist."""
     data_group = groups.data()
     loader = token_loader(config.data, dist.get_rank(data_group), config.layout.dp)
@@ -130,4 +130,4 @@ def assemble(config: Config, vocabulary: Vocabulary, place: Place, hooks: Sequen
     if config.run.init_from:
         init_from.load(release.weights(config.run.init_from), EngineState(engine))
     evaluation = Evaluation(config, vocabulary, engine, data_group) if config.evaluation.sources else None
-    return Trainer(config, place, vocabulary, engine, loader, evaluation, hooks)
+    return Trainer(config, rank_info, vocabulary, engine, loader, evaluation, hooks)

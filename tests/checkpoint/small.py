@@ -12,7 +12,7 @@ from gptface_dist.checkpoint.local_shard import Region
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
-from gptface_dist.distributed.collectives import Ranks
+from gptface_dist.distributed.collectives import RankGroup
 from gptface_dist.model.parameters import Parameter
 
 MATRIX = Parameter("matrix", (13, 7), None, None, None, True)
@@ -76,10 +76,10 @@ def record(step: int) -> RunRecord:
 def write(run: Path, state: SmallState, step: int) -> Path:
     """Save a state as a run would."""
     pieces = collect(state.regions(), written=True, bucket=BUCKET)
-    return save(run / FOLDER_NAME, Content(pieces, record(step), {"probe.safetensors": b"probe"}), Ranks())
+    return save(run / FOLDER_NAME, Content(pieces, record(step), {"probe.safetensors": b"probe"}), RankGroup())
 
 
 def read(path: Path, state: SmallState) -> SmallState:
     """What a checkpoint holds, read into a state of the same parameters."""
-    load(path, state, Ranks())
+    load(path, state, RankGroup())
     return state

@@ -18,12 +18,12 @@ from gptface_dist.checkpoint.load import damage, find, load
 from gptface_dist.checkpoint.manifest import Manifest
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
-from gptface_dist.distributed.collectives import Failed, Ranks
+from gptface_dist.distributed.collectives import Failed, RankGroup
 from gptface_dist.errors import UserError
 from gptface_dist.model.parameters import Parameter
 from tests.checkpoint.small import MATRIX, VECTOR, SmallState, read, tiny, write
 
-ALONE = Ranks()
+ALONE = RankGroup()
 
 
 def flip(path: Path, place: int) -> None:

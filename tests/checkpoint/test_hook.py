@@ -82,10 +82,10 @@ def make(path: Path, model: Any = MODEL, vocabulary: Any = VOCABULARY, **options
         checkpoint=CheckpointOptions(**options),
     )
     hooks: list[Hook] = [Checkpointing(config.checkpoint), Counter()]
-    place = SimpleNamespace(rank=0)
+    rank_info = SimpleNamespace(rank=0)
     engine = SimpleNamespace()
     return SimpleNamespace(
-        config=config, folder=path, state=RunState(), vocabulary=vocabulary, engine=engine, place=place, hooks=hooks
+        config=config, folder=path, state=RunState(), vocabulary=vocabulary, engine=engine, rank_info=rank_info, hooks=hooks
     )
 
 

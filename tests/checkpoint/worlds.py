@@ -24,9 +24,9 @@ from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.checkpoint.storage import HashedFile
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.collectives import Failed, Ranks
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.collectives import Failed, RankGroup
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import ADDRESS, rendezvous_store
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.model.options import ModelOptions
@@ -80,7 +80,7 @@ def run(job: Job) -> list[float]:
     seed = 1 if job.start else 0
     optimizer = OptimizerOptions(eps=1e-4)
     engine = Engine(job.model, VOCABULARY, job.layout, seed, optimizer, LossWeights(), EngineOptions(job.dtype))
-    state, ranks = EngineState(engine, job.average), Ranks.of_world()
+    state, ranks = EngineState(engine, job.average), RankGroup.of_world()
     if job.start:
         source = Path(job.start, name_of(job.first))
         assert damage(source, ranks) == ""
@@ -99,7 +99,7 @@ def run(job: Job) -> list[float]:
     return losses
 
 
-def _save(job: Job, step: int, engine: Any, state: Any, ranks: Ranks) -> None:
+def _save(job: Job, step: int, engine: Any, state: Any, ranks: RankGroup) -> None:
     from gptface_dist.engine import reference
 
     # A bucket of a few rows: every kind of piece.
@@ -114,7 +114,7 @@ def _save(job: Job, step: int, engine: Any, state: Any, ranks: Ranks) -> None:
             save(Path(job.out), content, ranks)
         HashedFile.write = write  # type: ignore[method-assign]
         # On every rank at once: none goes on before rank 0 has cleared it away, nor begins anew before all have looked.
-        assert not any(ranks.everyone(lambda: any(Path(job.out).iterdir())))
+        assert not any(ranks.all_gather(lambda: any(Path(job.out).iterdir())))
     save(Path(job.out), content, ranks)
 
 
@@ -130,13 +130,13 @@ def work(rank: int, jobs: list[Job], port: int, folder: str, turn: Any) -> None:
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
-        store: Any = dist.TCPStore(rendezvous.ADDRESS, port)
+        store: Any = dist.TCPStore(ADDRESS, port)
         for number, job in enumerate(jobs):
             turn.wait()
             if rank >= job.layout.world:
                 continue
             began = time.perf_counter()
-            groups.join(Place(rank, job.layout.world, rank), dist.PrefixStore(str(number), store), 300)
+            groups.join(RankInfo(rank, job.layout.world, rank), dist.PrefixStore(str(number), store), 300)
             groups.start(job.layout, 0, 300)
             losses = run(job)
             groups.stop_layout()
@@ -155,7 +155,7 @@ def train(jobs: list[Job], folder: Path) -> None:
     for some in together(jobs):
         processes = max(job.layout.world for job in some)
         turn = multiprocessing.get_context("spawn").Barrier(processes)
-        with rendezvous.held() as port:
+        with rendezvous_store() as port:
             start_processes(work, (some, port, str(folder), turn), nprocs=processes, start_method="spawn")
 
 

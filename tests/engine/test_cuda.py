@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import rendezvous_store
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case, Found
 from gptface_dist.parallel import libraries
@@ -66,7 +66,7 @@ def work(rank: int, world: int, port: int, folder: Path) -> None:
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
-        groups.join(Place(rank, world, rank, port=port, held=True), None, 300)
+        groups.join(RankInfo(rank, world, rank, port=port, external_store=True), None, 300)
         for number, case in enumerate(CASES):
             if case.layout.world != world:
                 continue
@@ -83,7 +83,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Of each case and rank, how far it is from the plain model, and what it waited for."""
     folder = tmp_path_factory.mktemp("cuda")
     for world, _ in itertools.groupby(CASES, key=lambda case: case.layout.world):
-        with rendezvous.held() as port:
+        with rendezvous_store() as port:
             start_processes(work, (world, port, folder), nprocs=world, start_method="spawn")
     return [json.loads((folder / f"{number}-{rank}.json").read_text()) for number, rank in RANKS]
 

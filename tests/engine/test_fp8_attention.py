@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import rendezvous_store
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import VOCABULARY, Case
 from gptface_dist.kernels.attention import emulator, operator
@@ -86,7 +86,7 @@ def work(rank: int, world: int, port: int, layout: Layout, folder: Path) -> None
 
         from gptface_dist.parallel import groups
 
-        groups.join(Place(rank, world, rank, port=port, held=True), None, 300)
+        groups.join(RankInfo(rank, world, rank, port=port, external_store=True), None, 300)
         errors = {}
         for name, attention in KERNELS.items():
             if name == "bent":
@@ -108,7 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fp8")
     for layout in (ALONE, SPREAD):
         world = layout.world
-        with rendezvous.held() as port:
+        with rendezvous_store() as port:
             start_processes(work, (world, port, layout, folder), nprocs=world, start_method="spawn")
     return folder
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.rendezvous import rendezvous_store
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, Case, Found, prove
 from gptface_dist.parallel import libraries
@@ -182,7 +182,7 @@ def test_each_bridge_is_needed(tmp_path: Path) -> None:
     """Taken out, a bridge's absence is a wrong gradient, a crash, or a collective that times out: never a pass."""
     turn = multiprocessing.get_context("spawn").Barrier(4)
     with contextlib.ExitStack() as stores:
-        ports = [stores.enter_context(rendezvous.held()) for _ in NEEDED]
+        ports = [stores.enter_context(rendezvous_store()) for _ in NEEDED]
         start_processes(without_bridges, (ports, tmp_path, turn), nprocs=4, start_method="spawn")
     found = {name: [Found(**json.loads((tmp_path / f"{name}-{rank}").read_text())) for rank in range(4)] for name in NEEDED}
     for name, ranks in found.items():

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import rendezvous_store
 from gptface_dist.errors import UserError
 from gptface_dist.tokenizers import image_training
 from gptface_dist.tokenizers.image import ImageTokenizer
@@ -260,7 +260,7 @@ def test_living_codes_are_not_revived() -> None:
 
 def one_process(rank: int, port: int, folder: Path) -> None:
     """What each of two processes does: train in a group of two, and note its own state."""
-    Place(rank, 2, rank, port=port, held=True).export()
+    RankInfo(rank, 2, rank, port=port, external_store=True).export()
     torch.set_num_threads(1)
     with processes() as group:
         train(folder, replace(RUN, training=replace(OPTIONS, log_every=1)), group)
@@ -277,7 +277,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code += "run(int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3]))"
     command = [sys.executable, "-c", code]
     root = Path(__file__).parents[2]
-    with rendezvous.held() as port:
+    with rendezvous_store() as port:
         workers = [subprocess.Popen([*command, str(rank), str(port), str(folder)], cwd=root) for rank in range(2)]
         assert [worker.wait(120) for worker in workers] == [0, 0]
     return folder

@@ -14,8 +14,8 @@ import yaml
 from torch.multiprocessing.spawn import start_processes
 from typer.testing import CliRunner
 
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import rendezvous_store
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.errors import UserError
@@ -105,7 +105,7 @@ def train(job: Job, rank: int) -> dict[str, Any]:
     # So small that the weights stay.
     engine = Engine(job.model, VOCABULARY, job.layout, 0, OptimizerOptions(lr=1e-9), LossWeights(), options)
     run: Any = SimpleNamespace(
-        engine=engine, config=SimpleNamespace(engine=options), place=Place(rank), state=SimpleNamespace(step=0)
+        engine=engine, config=SimpleNamespace(engine=options), rank_info=RankInfo(rank), state=SimpleNamespace(step=0)
     )
     lines = Lines()
     logging.getLogger("gptface_dist").addHandler(lines)
@@ -153,7 +153,7 @@ def work(rank: int, world: int, port: int, jobs: list[Job], folder: Path) -> Non
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
-        groups.join(Place(rank, world, rank, port=port, held=True), None, 300)
+        groups.join(RankInfo(rank, world, rank, port=port, external_store=True), None, 300)
         for job in jobs:
             Parameter.initial = initial_normed if job.model.qk_norm else initial  # type: ignore[method-assign]
             groups.start(job.layout, 0)
@@ -168,7 +168,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     folder = tmp_path_factory.mktemp("health")
     for jobs in (ALONE, TWO):
         world = jobs[0].layout.world
-        with rendezvous.held() as port:
+        with rendezvous_store() as port:
             start_processes(work, (world, port, jobs, folder), nprocs=world, start_method="spawn")
     return {
         job.name: [json.loads((folder / f"{job.name}-{rank}.json").read_text()) for rank in range(job.layout.world)]

@@ -21,7 +21,7 @@ class ProgressBar(Hook):
 
     def start(self, run: Trainer) -> None:
         """Say what runs, and begin the bar."""
-        if run.place.rank:
+        if run.rank_info.rank:
             return
         total, self._first, self._began = run.config.run.steps, run.state.step, time.monotonic()
         at = f", from step {run.state.step}" if run.state.step else ""
@@ -34,7 +34,7 @@ class ProgressBar(Hook):
 
     def after_step(self, run: Trainer, record: dict[str, float]) -> None:
         """Move the bar, or write a line."""
-        if run.place.rank:
+        if run.rank_info.rank:
             return
         parts = [f"loss {record['loss']:.3f}", f"norm {record['norm']:.2f}", f"{record['tokens_per_s']:,.0f} tokens/s"]
         if "mfu" in record:
@@ -48,7 +48,7 @@ class ProgressBar(Hook):
 
     def after_evaluation(self, run: Trainer, record: dict[str, float]) -> None:
         """Write the evaluation down."""
-        if run.place.rank:
+        if run.rank_info.rank:
             return
         parts = []
         for name in ("text", "image", "match"):
@@ -59,7 +59,7 @@ class ProgressBar(Hook):
 
     def stop(self, run: Trainer) -> None:
         """Say how it ended."""
-        if run.place.rank == 0:
+        if run.rank_info.rank == 0:
             reason = f" ({run.stopped_by})" if run.stopped_by else ""
             tokens = f"{run.state.tokens:,} tokens in {_clock(run.state.seconds)}"
             self._console.print(f"{run.state.step} of {run.config.run.steps} steps done{reason}, {tokens}: {run.folder}")

@@ -11,8 +11,8 @@ from gptface_dist.benchmarks.work import done
 from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.config import load
 from gptface_dist.data.batch import Batch
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import rendezvous_store
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options
 from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.flops import model_flops, peak_tflops
@@ -43,12 +43,12 @@ def run(context: Context) -> None:
     """Time one model at every length with every attention: one process, no ZeRO, bfloat16."""
     model = "tiny" if context.dry else context.variant
     options = load(ModelOptions, context.checkout / "configs" / "models" / f"{model}.yaml", [])
-    with rendezvous.held() as port, libraries.hushed():
+    with rendezvous_store() as port, libraries.hushed():
         libraries.import_libraries()
         from gptface_dist.engine.engine import Engine
         from gptface_dist.parallel import groups
 
-        groups.join(Place(0, 1, 0, port=port, held=True), None, TIMEOUT_S)
+        groups.join(RankInfo(0, 1, 0, port=port, external_store=True), None, TIMEOUT_S)
         groups.start(LAYOUT, 0, TIMEOUT_S)
         works = [_work(options, grid, 200 if context.dry else TOKENS[model]) for grid in ((4,) if context.dry else GRIDS)]
         began = time.perf_counter()
