@@ -93,7 +93,7 @@ def test_more_processes_than_gpus_are_refused_before_any_starts(monkeypatch: pyt
     Gpus(monkeypatch, ["GPU-a"])
     small = ModelOptions(layers=2, hidden=16, heads=2, ffn=24, text_positions=16, rows=4, columns=4)
     for module in (parity, step):
-        monkeypatch.setattr(module, "start_processes", lambda *_, **__: pytest.fail("started"))
+        monkeypatch.setattr(module, "spawn", lambda *_, **__: pytest.fail("started"))
     with pytest.raises(UserError, match="2 processes need as many GPUs, there are 1"):
         parity.prove([Case(Layout(dp=2))], tmp_path / "found.jsonl")  # type: ignore[operator]
     with pytest.raises(UserError, match="2 processes need as many GPUs, there are 1"):

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 
 from gptface_dist.checkpoint.folder import name_of
 from gptface_dist.checkpoint.load import damage, load
@@ -26,7 +25,7 @@ from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.checkpoint.storage import HashedFile
 from gptface_dist.distributed.collectives import Failed, RankGroup
 from gptface_dist.distributed.rank import RankInfo
-from gptface_dist.distributed.rendezvous import ADDRESS, rendezvous_store
+from gptface_dist.distributed.spawn import spawn
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.model.options import ModelOptions
@@ -122,15 +121,14 @@ def _full(file: HashedFile, data: memoryview) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def work(rank: int, jobs: list[Job], port: int, folder: str, turn: Any) -> None:
+def work(rank_info: RankInfo, jobs: list[Job], folder: str, turn: Any) -> None:
     """One spawned process. ``turn`` is a barrier: who has no part in a job waits without taking time from the others."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
+    rank = rank_info.rank
     with libraries.hushed():
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
-        store: Any = dist.TCPStore(ADDRESS, port)
+        store: Any = dist.TCPStore(rank_info.address, rank_info.port)
         for number, job in enumerate(jobs):
             turn.wait()
             if rank >= job.layout.world:
@@ -155,8 +153,7 @@ def train(jobs: list[Job], folder: Path) -> None:
     for some in together(jobs):
         processes = max(job.layout.world for job in some)
         turn = multiprocessing.get_context("spawn").Barrier(processes)
-        with rendezvous_store() as port:
-            start_processes(work, (some, port, str(folder), turn), nprocs=processes, start_method="spawn")
+        spawn(work, processes, some, str(folder), turn)
 
 
 def together(jobs: list[Job]) -> list[list[Job]]:
