@@ -26,14 +26,14 @@ from gptface_dist.training.callbacks.checkpointing import Checkpointing
 from gptface_dist.training.config import Config
 from gptface_dist.training.options import RunOptions
 from gptface_dist.training.state import RunState
-from tests.checkpoint.small import SmallState, read
+from tests.checkpoint.fake_state import FakeState, read
 
 PROBE = probe_batch(VOCABULARY, GRID, 20)
 ROWS = [int(PROBE.rows(ids).sum()) for ids in (VOCABULARY.text_range, VOCABULARY.image_range)]
 LOGITS = Logits(torch.zeros(ROWS[0], VOCABULARY.text_size), torch.zeros(ROWS[1], VOCABULARY.image_codes), torch.zeros(4, 2))
 
 
-class StandIn(SmallState):
+class StandIn(FakeState):
     """The state of an engine: its numbers are the step's."""
 
     def __init__(self, engine: Any, average: bool = False):
@@ -124,7 +124,7 @@ def test_saves_every_so_many_steps_and_at_the_end(tmp_path: Path, asynchronous: 
     assert steps(tmp_path) == [3, 6, 7]
     for step in (3, 6, 7):
         path = tmp_path / FOLDER_NAME / name_of(step)
-        state = read(path, SmallState(-1.0))
+        state = read(path, FakeState(-1.0))
         assert all(bool((tensor == step).all()) for tensors in state.held.values() for tensor in tensors.values())
         record = RunRecord.read(path)
         assert (record.step, record.updates) == (step, step)
@@ -248,7 +248,7 @@ def test_the_last_checkpoint_must_be_written(tmp_path: Path, monkeypatch: pytest
 def test_the_average_follows_the_weights(tmp_path: Path) -> None:
     go(make(tmp_path, average_decay=0.5), 2)
     go(make(tmp_path, average_decay=0.5), 3)
-    state = read(tmp_path / FOLDER_NAME / name_of(3), SmallState(-1.0, average=True))
+    state = read(tmp_path / FOLDER_NAME / name_of(3), FakeState(-1.0, average=True))
     # The stand-in's begins as 3, 4, 5, ...; then the weights were 1, 2, 3 everywhere.
     first = torch.arange(91.0) + 3
     assert torch.allclose(state.held["average"]["matrix"], ((first / 2 + 0.5) / 2 + 1.0) / 2 + 1.5)

@@ -15,7 +15,7 @@ from gptface_dist.checkpoint.folder import FOLDER_NAME, name_of, published, tidy
 from gptface_dist.checkpoint.load import damage, find
 from gptface_dist.checkpoint.manifest import MANIFEST_NAME
 from gptface_dist.distributed.collectives import RankGroup
-from tests.checkpoint.small import read, tiny, write
+from tests.checkpoint.fake_state import read, tiny, write
 
 Trial = Callable[..., dict[str, Any]]
 PHASES = {
@@ -39,7 +39,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
     """Runs one trial in the server."""
     root = Path(__file__).parents[2]
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.checkpoint.killing", str(tmp_path_factory.mktemp("warm"))],
+        [sys.executable, "-m", "tests.checkpoint.crash_server", str(tmp_path_factory.mktemp("warm"))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -16,12 +16,12 @@ from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.checkpoint.load import damage, load
 from gptface_dist.distributed.collectives import RankGroup
 from gptface_dist.model.parameters import Parameter
-from tests.checkpoint.small import SmallState, record, tiny, write
+from tests.checkpoint.fake_state import FakeState, record, tiny, write
 
 run = Path(sys.argv[1])
 write(run / "warm", tiny(0.0), 1)
 # Rows that no piece is a multiple of; 70 MB a tensor, 3 tensors.
-state = SmallState(1.0, parameters=(Parameter("matrix", (3001, 5861), None, None, None, True),))
+state = FakeState(1.0, parameters=(Parameter("matrix", (3001, 5861), None, None, None, True),))
 saving = _measure(lambda: save(run / "out", Content(collect(state.regions(), written=True), record(1), {}), RankGroup()))[1]
 out = run / "out" / "step-00000001"
 loading = _measure(lambda: (damage(out, RankGroup()), load(out, state, RankGroup())))[1]

@@ -13,7 +13,7 @@ from gptface_dist.engine.parity import MODEL, VOCABULARY
 from gptface_dist.model import reference_batch
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.parallel.layout import Layout
-from tests.checkpoint.worlds import PROBE, Job, tensors, train
+from tests.checkpoint.job_pool import PROBE, Job, tensors, train
 
 # Swiglu has fused halves; of 5 layers, stages have different numbers.
 FULL = dataclasses.replace(MODEL, layers=5, activation="swiglu", qk_norm=True)

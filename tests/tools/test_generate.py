@@ -11,7 +11,7 @@ from PIL import Image
 
 from gptface_dist import release
 from gptface_dist.tools import main
-from tests.release.making import make_model, make_tokenizers
+from tests.release.factories import make_model, make_tokenizers
 
 
 @pytest.fixture(scope="module")
