@@ -29,6 +29,7 @@ from gptface_dist.distributed.collectives import RankGroup, barrier
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.spawn import share_of_cores, spawn
 from gptface_dist.errors import UserError
+from gptface_dist.files import fsync
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
@@ -163,7 +164,7 @@ def _work(rank_info: RankInfo, task: Task, path: str, rounds: int, queue: Any) -
             barrier()
             for file in sorted(theirs.rglob("*"))[rank::world]:
                 if file.is_file():
-                    folder.sync(file)
+                    fsync(file)
 
         todo: list[tuple[str, str, Callable[[], object], Path]] = [
             ("save", OURS, lambda: save(ours, content(copied=False), ranks), ours),
