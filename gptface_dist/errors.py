@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake."""
+"""A user's mistake, damaged files, and any error in one line."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,18 @@ class UserError(ValueError):
 
     The ``gptface`` program prints it without a traceback and exits with status 2.
     """
+
+
+class Damaged(Exception):
+    """A folder is not, or no longer, the checkpoint that was published. The message is one line: what, and where."""
+
+
+def one_line(error: BaseException) -> str:
+    """Message of an exception, its line breaks and runs of blanks as one blank each."""
+    return " ".join(str(error).split())
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """Type of an exception and the first line of its message, cut to ``limit`` characters; for errors of many lines."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:limit]}" if lines else type(error).__name__

@@ -14,8 +14,8 @@ import re
 import shutil
 from pathlib import Path
 
-from gptface_dist.checkpoint.manifest import MANIFEST_NAME, Damaged
-from gptface_dist.errors import UserError
+from gptface_dist.checkpoint.manifest import MANIFEST_NAME
+from gptface_dist.errors import Damaged, UserError
 from gptface_dist.files import fsync, sha256, write_atomically
 
 FOLDER_NAME = "checkpoints"

@@ -11,13 +11,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from gptface_dist.checkpoint import folder
 from gptface_dist.checkpoint.local_shard import AVERAGE, State
-from gptface_dist.checkpoint.manifest import Damaged, Manifest
+from gptface_dist.checkpoint.manifest import Manifest
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import STATE_NAME, fingerprints, together
 from gptface_dist.checkpoint.storage import LoadPieces, Reader
-from gptface_dist.distributed.collectives import Failed, RankGroup, line
-from gptface_dist.errors import UserError
+from gptface_dist.distributed.collectives import Failed, RankGroup, describe
+from gptface_dist.errors import Damaged, UserError
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def load(path: Path, state: State, ranks: RankGroup) -> RunRecord:
             )
     except CheckpointException as error:
         rank, (reason, _) = next(iter(error.failures.items()))
-        raise UserError(f"{path} could not be read: rank {rank}: {line(reason)}") from None
+        raise UserError(f"{path} could not be read: rank {rank}: {describe(reason)}") from None
     state.updates = record.updates
     state.refresh()
     if fresh:

@@ -16,7 +16,7 @@ from gptface_dist.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest,
 from gptface_dist.checkpoint.pieces import Pieces
 from gptface_dist.checkpoint.record import RECORD_NAME, RunRecord
 from gptface_dist.checkpoint.storage import METADATA_NAME, SavePieces, Writer
-from gptface_dist.distributed.collectives import Failed, RankGroup, line
+from gptface_dist.distributed.collectives import Failed, RankGroup, describe
 from gptface_dist.files import sha256
 
 STATE_NAME = "state"
@@ -88,7 +88,7 @@ def _write_state(pieces: Mapping[str, Pieces], writer: Writer, ranks: RankGroup)
             )
     except CheckpointException as error:
         rank, (reason, _) = next(iter(error.failures.items()))
-        raise Failed((f"rank {rank}: " if ranks.size > 1 else "") + line(reason)) from None
+        raise Failed((f"rank {rank}: " if ranks.size > 1 else "") + describe(reason)) from None
 
 
 def _publish(

@@ -7,8 +7,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from gptface_dist.checkpoint.manifest import Damaged
-from gptface_dist.errors import UserError
+from gptface_dist.errors import Damaged, UserError, one_line
 
 T = TypeVar("T")
 
@@ -86,13 +85,13 @@ def _attempt(work: Callable[[], object]) -> _Attempt:
     try:
         return _Attempt(work())
     except Exception as error:
-        return _Attempt(reason=line(error), user_error=isinstance(error, UserError))
+        return _Attempt(reason=describe(error), user_error=isinstance(error, UserError))
 
 
-def line(error: BaseException) -> str:
-    """An exception in one line."""
+def describe(error: BaseException) -> str:
+    """An exception in one line: its message if that was written for users, else its type too."""
     if isinstance(error, UserError | Failed | Damaged):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, one_line
 from gptface_dist.files import write_atomically
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.sequence import IGNORE, IMAGE, PADDING, SPECIALS_PER_SEQUENCE, TEXT
@@ -105,7 +105,7 @@ class Probe:
             batch = ProbeBatch(*(found[name] for name in ProbeBatch.__dataclass_fields__))
             probe = cls(batch, Logits(*(found[f"logits.{name}"] for name in Logits.__dataclass_fields__)), said["dtype"])
         except (SafetensorError, OSError, KeyError) as error:
-            raise UserError(f"{path} is no probe ({' '.join(str(error).split())})") from None
+            raise UserError(f"{path} is no probe ({one_line(error)})") from None
         wanted = [(int(batch.rows(ids).sum()), len(ids)) for ids in (vocabulary.text_range, vocabulary.image_range)]
         shapes = [tuple(logits.shape) for logits in vars(probe.logits).values()]
         if shapes != [*wanted, (len(batch.lengths), 2)]:
