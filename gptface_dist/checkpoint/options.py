@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, check_one_of
 
 CHOICES = {"on_failure": ("stop", "go_on"), "resume": ("auto", "must", "never"), "damaged": ("refuse", "previous")}
 
@@ -38,8 +38,7 @@ class CheckpointOptions:
             if getattr(self, name) < 0:
                 raise UserError(f"checkpoint.{name} must be 0 or more, got {getattr(self, name)}")
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"checkpoint.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+            check_one_of(f"checkpoint.{name}", getattr(self, name), choices)
         if not 0 <= self.average_decay < 1:
             raise UserError(f"checkpoint.average_decay must be at least 0 and below 1, got {self.average_decay}")
         if self.resume == "never" and self.resume_from:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import check_one_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,8 +53,7 @@ def attention(
     from gptface_dist.kernels.attention.shapes import KINDS, SIZES, TOKENS, Shape
 
     for name in kind or ():
-        if name not in KINDS:
-            raise UserError(f"--kind must be one of {', '.join(KINDS)}, got {name!r}")
+        check_one_of("--kind", name, KINDS)
     table = load_table("" if launches is None else str(launches))
     console, device = Console(), timing.require_gpu()
     until = time.monotonic() + seconds
