@@ -12,14 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptface_dist import host
-from gptface_dist.benchmarks.data import hardware
 from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.data.batch import Batch
 from gptface_dist.distributed.collectives import barrier
@@ -171,10 +169,8 @@ def parts(processes: int, rounds: int) -> int:
 
 def machine(processes: int) -> str:
     """Hardware, versions and how they are used, for the head of a table."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "megatron-core"))
     used = f"processes x CPU threads {processes} x {share_of_cores(processes)}"
-    return f"{hardware()}, {versions}; {device}; {used}, {host.backend()}"
+    return f"{host.hardware('torch', 'deepspeed', 'megatron-core')}; {used}, {host.backend()}"
 
 
 def _work(rank_info: RankInfo, work: Workload, rounds: int, steps: int, messages: Any) -> None:

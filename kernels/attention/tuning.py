@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gptface_dist import host
 from gptface_dist.errors import first_line
-from gptface_dist.kernels.attention import operator, timing
+from gptface_dist.kernels.attention import operator
 from gptface_dist.kernels.attention.kernel_set import KernelSet
 from gptface_dist.kernels.attention.launch import DK_DV, DQ, FORWARD, Key, Launch, LaunchTable, candidates, load_table
 from gptface_dist.kernels.attention.options import HEAD_SIZES, TILE
@@ -133,7 +134,7 @@ def best(trials: Iterable[Trial], table: LaunchTable, device: str) -> LaunchTabl
         if whole:
             table = table.changed(key, min(whole, key=lambda launch: whole[launch]))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return replace(table, device=device, date=today, versions=timing.versions())
+    return replace(table, device=device, date=today, versions=host.versions("torch", "triton"))
 
 
 def written(trials: Iterable[Trial], table: LaunchTable, device: str, path: Path) -> Iterator[Trial]:
