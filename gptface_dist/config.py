@@ -13,7 +13,7 @@ import omegaconf
 import yaml
 from omegaconf import OmegaConf
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, one_line
 
 T = TypeVar("T")
 _MISTAKES = (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError)
@@ -113,7 +113,7 @@ def _read(path: Path) -> omegaconf.DictConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(loaded, omegaconf.DictConfig):
         raise UserError(f"{path} is a list: a configuration is a mapping of keys to values")
     return loaded

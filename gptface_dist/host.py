@@ -1,6 +1,10 @@
-"""The device and backend of this process, and what megatron-core needs where there is no CUDA."""
+"""The device and backend of this process, and what its machine is."""
 
 import ctypes
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,3 +85,19 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def versions(*packages: str) -> str:
+    """Name and version of each installed package."""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+
+
+def hardware(*packages: str) -> str:
+    """CPU, cores, GPU, Python, and :func:`versions` of the packages, for the head of a table."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        cpu = platform.processor() or platform.machine()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{cpu}, {os.cpu_count()} cores, {gpu}; Python {platform.python_version()}, {versions(*packages)}"

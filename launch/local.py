@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import ADDRESS, rendezvous_store
 
 GRACE = 15.0
 """Seconds that the others have to end by themselves after the first one failed."""
@@ -20,15 +20,15 @@ def run(arguments: Sequence[str], world: int) -> int:
     Processes find each other by torchrun's variables. Each gets an equal share of the cores, unless ``OMP_NUM_THREADS``
     says otherwise. An interrupt reaches all of them.
     """
-    with rendezvous.held() as port:
-        return _run(arguments, [Place(rank, world, rank, rendezvous.ADDRESS, port, held=True) for rank in range(world)])
+    with rendezvous_store() as port:
+        return _run(arguments, [RankInfo(rank, world, rank, ADDRESS, port, external_store=True) for rank in range(world)])
 
 
-def _run(arguments: Sequence[str], places: Sequence[Place]) -> int:
+def _run(arguments: Sequence[str], ranks: Sequence[RankInfo]) -> int:
     environment = {**os.environ}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(places))))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(ranks))))
     command = [sys.executable, "-m", "gptface_dist.tools.main", *arguments]
-    processes = [subprocess.Popen(command, env={**environment, **place.variables()}) for place in places]
+    processes = [subprocess.Popen(command, env={**environment, **rank_info.variables()}) for rank_info in ranks]
     failed, deadline = 0, float("inf")
     try:
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:

@@ -25,7 +25,7 @@ def interruptible(command: list[str], **options: Any) -> Iterator["subprocess.Po
 
 
 def free_port() -> int:
-    """A TCP port on which rank 0 will listen itself, as under Slurm (else: ``meeting.held``).
+    """A TCP port on which rank 0 will listen itself, as under Slurm (else: ``rendezvous_store``).
 
     None of those that Linux gives to any connection (32768 and up): it could be taken by then.
     """

@@ -11,7 +11,7 @@ from gptface_dist import host
 from gptface_dist.benchmarks import step
 from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.checkpoint.background import Background
-from gptface_dist.distributed.collectives import Ranks
+from gptface_dist.distributed.collectives import RankGroup
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import Case
 from gptface_dist.errors import UserError
@@ -93,7 +93,7 @@ def test_more_processes_than_gpus_are_refused_before_any_starts(monkeypatch: pyt
     Gpus(monkeypatch, ["GPU-a"])
     small = ModelOptions(layers=2, hidden=16, heads=2, ffn=24, text_positions=16, rows=4, columns=4)
     for module in (parity, step):
-        monkeypatch.setattr(module, "start_processes", lambda *_, **__: pytest.fail("started"))
+        monkeypatch.setattr(module, "spawn", lambda *_, **__: pytest.fail("started"))
     with pytest.raises(UserError, match="2 processes need as many GPUs, there are 1"):
         parity.prove([Case(Layout(dp=2))], tmp_path / "found.jsonl")  # type: ignore[operator]
     with pytest.raises(UserError, match="2 processes need as many GPUs, there are 1"):
@@ -108,7 +108,7 @@ def test_the_thread_that_saves_has_its_ranks_gpu(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         torch.cuda, "set_device", lambda device: threads.append((threading.current_thread().name, device.index))
     )
-    background = Background(Ranks())
+    background = Background(RankGroup())
     background.begin(lambda: threads.append(("work", gpus.current)))
     background.wait()
     assert threads == [("checkpoint", 1), ("work", 1)]

@@ -17,20 +17,20 @@ def train(
     When one process fails, all end within seconds, with one message and the same status.
     """
     from gptface_dist.config import load
-    from gptface_dist.distributed.rank import find
-    from gptface_dist.distributed.watchdog import watched
+    from gptface_dist.distributed.rank import RankInfo
+    from gptface_dist.distributed.watchdog import Watchdog
     from gptface_dist.parallel import libraries
     from gptface_dist.training.config import Config
 
-    place = find()
+    rank_info = RankInfo.from_env()
     # Every process reads the same file: before they have met, rank 0 speaks for all.
     try:
         options = load(Config, config, overrides or [])
     except UserError:
-        if place.rank:
+        if rank_info.rank:
             raise SystemExit(2) from None
         raise
-    if place.world == 1 and options.layout.world > 1:
+    if rank_info.world == 1 and options.layout.world > 1:
         from gptface_dist import host
         from gptface_dist.launch import local
         from gptface_dist.training import checks
@@ -38,17 +38,17 @@ def train(
         checks.check(options, options.layout.world)
         host.check_gpus(options.layout.world)
         raise typer.Exit(local.run(["train", str(config), *(overrides or [])], options.layout.world))
-    with watched(place, options.run.timeout_s) as watch:
+    with Watchdog(rank_info, options.run.timeout_s) as watchdog:
         from gptface_dist import host
         from gptface_dist.training import checks, run_folder
 
-        vocabulary = checks.check(options, place.world)
-        if place.rank == 0:
+        vocabulary = checks.check(options, rank_info.world)
+        if rank_info.rank == 0:
             run_folder.claim(options)
         with libraries.hushed():
             libraries.import_libraries()
             from gptface_dist.training.run import train as run
-        run(options, vocabulary, watch)
+        run(options, vocabulary, watchdog)
 
 
 def curves(

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
 
 from gptface_dist import host
 from gptface_dist.checkpoint import folder
@@ -27,11 +25,11 @@ from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.data.options import DataConfig
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.collectives import Ranks
-from gptface_dist.distributed.rank import Place
-from gptface_dist.distributed.shutdown import barrier
+from gptface_dist.distributed.collectives import RankGroup, barrier
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.spawn import share_of_cores, spawn
 from gptface_dist.errors import UserError
+from gptface_dist.files import fsync
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.parallel import libraries
@@ -101,18 +99,13 @@ def compare(task: Task, path: Path, rounds: int, progress: Progress) -> list[Mea
             one.memory.append(memory)
             one.written = written
 
-    with rendezvous.held() as port:
-        arguments = (port, task, str(path), rounds, queue)
-        context = start_processes(_work, arguments, nprocs=task.layout.world, join=False, start_method="spawn")
-        while not context.join(timeout=0.1):
-            drain()
-        drain()
+    world = task.layout.world
+    spawn(_work, world, task, str(path), rounds, queue, threads=share_of_cores(world), poll=drain)
     if task.tokenizers is not None:
         for _ in range(rounds):
             for way in (OURS, THEIRS):
                 # A process of its own: what the last one left in memory would be used again.
-                start_processes(_convert, (way, task, str(path), queue), nprocs=1, start_method="spawn")
-                drain()
+                spawn(_convert, 1, way, task, str(path), queue, threads=share_of_cores(1), poll=drain)
     return list(measured.values())
 
 
@@ -121,11 +114,9 @@ def parts(task: Task, rounds: int) -> int:
     return rounds * (6 if task.tokenizers is None else 8)
 
 
-def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) -> None:
+def _work(rank_info: RankInfo, task: Task, path: str, rounds: int, queue: Any) -> None:
     """One process of the layout."""
-    world = task.layout.world
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // world)))
-    warnings.filterwarnings("ignore")
+    rank, world = rank_info.rank, rank_info.world
     with libraries.hushed():
         libraries.import_libraries()
         from gptface_dist.engine.engine import Engine
@@ -133,7 +124,7 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
         from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs
         from gptface_dist.parallel import groups
 
-        groups.join(Place(rank, world, rank, port=port, held=True), None, 600)
+        groups.join(rank_info, None, 600)
         groups.start(task.layout, 0, 600)
         engine = Engine(MilmItm(), task.model, task.vocabulary, task.layout, 0, OptimizerOptions(), task.engine)
         for region in engine.state.regions():
@@ -144,7 +135,7 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
         grid = (min(16, task.model.rows), min(16, task.model.columns))
         batch = reference_batch(task.vocabulary, grid, min(64, task.model.text_positions - SPECIALS_PER_SEQUENCE))
         answer = ReferenceOutputs(batch, engine.reference_outputs(batch), task.engine.dtype).content()
-        ranks, background = Ranks.of_world(), Background(Ranks.of_world())
+        ranks, background = RankGroup.of_world(), Background(RankGroup.of_world())
 
         def content(copied: bool) -> Content:
             state = engine.state
@@ -173,7 +164,7 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
             barrier()
             for file in sorted(theirs.rglob("*"))[rank::world]:
                 if file.is_file():
-                    folder.sync(file)
+                    fsync(file)
 
         todo: list[tuple[str, str, Callable[[], object], Path]] = [
             ("save", OURS, lambda: save(ours, content(copied=False), ranks), ours),
@@ -202,9 +193,8 @@ def _work(rank: int, port: int, task: Task, path: str, rounds: int, queue: Any) 
         groups.stop()
 
 
-def _convert(_: int, way: str, task: Task, path: str, queue: Any) -> None:
+def _convert(_: RankInfo, way: str, task: Task, path: str, queue: Any) -> None:
     """One process that converts."""
-    warnings.filterwarnings("ignore")
     os.environ["TQDM_DISABLE"] = "1"
     with libraries.hushed():
         from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_fp32_state_dict

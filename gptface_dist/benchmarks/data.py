@@ -1,14 +1,10 @@
 """How fast samples come, as ratios to a bare webdataset loop over the same files in the same run."""
 
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from gptface_dist.data import tokens
 from gptface_dist.data.batch import BatchBuilder, BatchOptions
@@ -118,16 +114,3 @@ def _pictures(folder: ShardFolder) -> dict[str, Callable[[], Iterator[int]]]:
         return BlockReader([Source(folder)], PictureDecoder(None), _options(folder))
 
     return {"pictures and captions, shuffled and checked": _blocks(reader, lambda block: block)}
-
-
-def hardware() -> str:
-    """The machine and versions, for the head of a table."""
-    import webdataset as wds
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    versions = f"Python {platform.python_version()}, numpy {np.__version__}, webdataset {wds.__version__}"
-    return f"{name}, {os.cpu_count()} cores; {versions}"

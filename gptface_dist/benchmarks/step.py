@@ -8,25 +8,20 @@ import gc
 import itertools
 import math
 import multiprocessing
-import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 
 from gptface_dist import host
-from gptface_dist.benchmarks.data import hardware
 from gptface_dist.benchmarks.workload import Workload
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
-from gptface_dist.distributed.shutdown import barrier
+from gptface_dist.distributed.collectives import barrier
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.spawn import share_of_cores, spawn
 from gptface_dist.errors import UserError
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
@@ -152,20 +147,18 @@ def compare(work: Workload, processes: int, rounds: int, steps: int, progress: C
     messages = multiprocessing.get_context("spawn").SimpleQueue()
     losses: dict[str, list[float]] = {}
     seconds: dict[Way, list[float]] = {way: [] for way in plan}
-    with rendezvous.held() as port:
-        arguments = (processes, port, work, rounds, steps, messages)
-        context = start_processes(_work, arguments, nprocs=processes, join=False, start_method="spawn")
-        ended = False
-        while not ended:
-            ended = context.join(timeout=0.1)
-            while not messages.empty():
-                kind, way, value = messages.get()
-                if kind == "next":
-                    progress(value)
-                elif kind == "losses":
-                    losses[str(way)] = value
-                else:
-                    seconds[way].append(value)
+
+    def drain() -> None:
+        while not messages.empty():
+            kind, way, value = messages.get()
+            if kind == "next":
+                progress(value)
+            elif kind == "losses":
+                losses[str(way)] = value
+            else:
+                seconds[way].append(value)
+
+    spawn(_work, processes, work, rounds, steps, messages, threads=share_of_cores(processes), poll=drain)
     return Comparison(losses, timings(seconds, plan) if agree(losses, work.engine.dtype) else [])
 
 
@@ -176,24 +169,15 @@ def parts(processes: int, rounds: int) -> int:
 
 def machine(processes: int) -> str:
     """Hardware, versions and how they are used, for the head of a table."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "megatron-core"))
-    used = f"processes x CPU threads {processes} x {threads(processes)}"
-    return f"{hardware()}, {versions}; {device}; {used}, {host.backend()}"
+    used = f"processes x CPU threads {processes} x {share_of_cores(processes)}"
+    return f"{host.hardware('torch', 'deepspeed', 'megatron-core')}; {used}, {host.backend()}"
 
 
-def threads(processes: int) -> int:
-    """CPU threads of each process: ``OMP_NUM_THREADS``, else an equal share of the cores."""
-    return int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // processes))
-
-
-def _work(rank: int, world: int, port: int, work: Workload, rounds: int, steps: int, messages: Any) -> None:
+def _work(rank_info: RankInfo, work: Workload, rounds: int, steps: int, messages: Any) -> None:
     """One spawned process."""
-    torch.set_num_threads(threads(world))
-    warnings.filterwarnings("ignore")
 
     def tell(kind: str, way: Way, value: Any) -> None:
-        if rank == 0:
+        if rank_info.rank == 0:
             messages.put((kind, way, value))
 
     # DeepSpeed's pipeline prints its partition each time it is built.
@@ -201,15 +185,15 @@ def _work(rank: int, world: int, port: int, work: Workload, rounds: int, steps: 
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
-        groups.join(Place(rank, world, rank, port=port, held=True), None, TIMEOUT_S)
+        groups.join(rank_info, None, TIMEOUT_S)
         batches = [work.batches(step, host.device()) for step in range(WARM_UP + steps)]
         losses: dict[str, list[float]] = {}
         for turn in range(rounds + 1):
-            for way in ways(world):
+            for way in ways(rank_info.world):
                 tell("next", way, f"{way}: {f'round {turn}' if turn else 'losses'}")
                 each = work.micro_batches // way.layout.dp
                 # All three count ranks within a stage first: that number is the replica.
-                replica = rank % way.layout.dp
+                replica = rank_info.rank % way.layout.dp
                 mine = [micro[replica * each : (replica + 1) * each] for micro in batches]
                 with _built(way, work) as step:
                     found = [step(micro) for micro in mine[:WARM_UP]]

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from gptface_dist import host
 from gptface_dist.checkpoint.pieces import Piece, Pieces
-from gptface_dist.distributed.collectives import Ranks
+from gptface_dist.distributed.collectives import RankGroup
 
 
 def staged(pieces: Mapping[str, Pieces]) -> dict[str, Pieces]:
@@ -35,7 +35,7 @@ class Background:
     The work communicates over a group of its own. ``ranks`` are for asking whether it is done.
     """
 
-    def __init__(self, ranks: Ranks):
+    def __init__(self, ranks: RankGroup):
         self._ranks = ranks
         self._outcome: _Outcome | None = None
 

@@ -10,14 +10,13 @@
 One process works on these at a time: rank 0. Each step of it leaves a state from which the latest checkpoint is found.
 """
 
-import os
 import re
 import shutil
 from pathlib import Path
 
-from gptface_dist.checkpoint.manifest import MANIFEST_NAME, Damaged
-from gptface_dist.errors import UserError
-from gptface_dist.files import sha256, write_atomically
+from gptface_dist.checkpoint.manifest import MANIFEST_NAME
+from gptface_dist.errors import Damaged, UserError
+from gptface_dist.files import fsync, sha256, write_atomically
 
 FOLDER_NAME = "checkpoints"
 LATEST_NAME = "latest"
@@ -101,12 +100,12 @@ def publish(new: Path, checkpoints: Path, step: int) -> Path:
     """Give a complete folder its name, then move the pointer. The folder's files are flushed to disk already."""
     final = checkpoints / name_of(step)
     for path in [folder for folder in new.rglob("*") if folder.is_dir()] + [new]:
-        sync(path)
+        fsync(path)
     old = _aside(final, _OLD)
     if final.exists():
         final.rename(old)
     new.rename(final)
-    sync(checkpoints)
+    fsync(checkpoints)
     _point(final)
     _delete(old)
     return final
@@ -125,7 +124,7 @@ def tidy(checkpoints: Path) -> None:
         name, _, state = path.name[1:].rpartition(".")
         if state == _OLD and not (checkpoints / name).exists():
             path.rename(checkpoints / name)
-            sync(checkpoints)
+            fsync(checkpoints)
             continue
         if state == _OLD:
             # The pointer may still mean the old one, or nothing yet.
@@ -160,15 +159,6 @@ def set_aside(damaged: list[Path]) -> None:
             path.rename(aside)
 
 
-def sync(folder: Path) -> None:
-    """Flush a folder's entries to disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _is(folder: Path, digest: str) -> bool:
     return (folder / MANIFEST_NAME).is_file() and sha256(folder / MANIFEST_NAME) == digest
 
@@ -177,7 +167,7 @@ def _point(folder: Path) -> None:
     """Move the pointer to a published checkpoint."""
     digest = sha256(folder / MANIFEST_NAME)
     write_atomically(folder.parent / LATEST_NAME, f"{folder.name} {digest}\n")
-    sync(folder.parent)
+    fsync(folder.parent)
 
 
 def _aside(path: Path, state: str) -> Path:

@@ -11,18 +11,18 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from gptface_dist.checkpoint import folder
 from gptface_dist.checkpoint.local_shard import AVERAGE, State
-from gptface_dist.checkpoint.manifest import Damaged, Manifest
+from gptface_dist.checkpoint.manifest import Manifest
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import STATE_NAME, fingerprints, together
 from gptface_dist.checkpoint.storage import LoadPieces, Reader
-from gptface_dist.distributed.collectives import Failed, Ranks, line
-from gptface_dist.errors import UserError
+from gptface_dist.distributed.collectives import Failed, RankGroup, describe
+from gptface_dist.errors import Damaged, UserError
 
 log = logging.getLogger(__name__)
 
 
-def find(checkpoints: Path, ranks: Ranks, previous: bool) -> Path | None:
+def find(checkpoints: Path, ranks: RankGroup, previous: bool) -> Path | None:
     """The latest checkpoint that is undamaged; None where there has been none. All ranks call it.
 
     With ``previous``, damaged ones are named in the log, set aside under another name, and passed over, from the latest
@@ -30,11 +30,11 @@ def find(checkpoints: Path, ranks: Ranks, previous: bool) -> Path | None:
     """
     found: list[str] = []
     damaged: list[Path] = []
-    for candidate in ranks.first(lambda: _candidates(checkpoints)):
+    for candidate in ranks.on_rank0(lambda: _candidates(checkpoints)):
         reason = candidate if isinstance(candidate, str) else damage(candidate, ranks)
         if isinstance(candidate, Path):
             if not reason:
-                ranks.first(lambda: folder.set_aside(damaged))
+                ranks.on_rank0(lambda: folder.set_aside(damaged))
                 return candidate
             damaged.append(candidate)
         found.append(reason)
@@ -63,21 +63,21 @@ def _candidates(checkpoints: Path) -> list[Path | str]:
     return [newest, *below]
 
 
-def damage(path: Path, ranks: Ranks) -> str:
+def damage(path: Path, ranks: RankGroup) -> str:
     """Why a checkpoint is not, to the byte, what was published; empty where it is. The ranks share the files out.
 
     All ranks call it.
     """
     try:
-        manifest = ranks.first(lambda: Manifest.read(path))
+        manifest = ranks.on_rank0(lambda: Manifest.read(path))
     except Failed as error:
         return str(error)
-    found = ranks.everyone(lambda: list(manifest.problems(path, manifest.share(ranks.rank, ranks.size))))
+    found = ranks.all_gather(lambda: list(manifest.problems(path, manifest.share(ranks.rank, ranks.size))))
     problems = [problem for one in found for problem in one]
     return f"checkpoint {path} is damaged: {'; '.join(problems)}" if problems else ""
 
 
-def load(path: Path, state: State, ranks: Ranks) -> RunRecord:
+def load(path: Path, state: State, ranks: RankGroup) -> RunRecord:
     """Read a checkpoint that was found undamaged into the state. All ranks call it.
 
     Any layout reads what any other wrote. Beyond the state, a rank needs the memory of three pieces. Where the state keeps
@@ -86,14 +86,14 @@ def load(path: Path, state: State, ranks: Ranks) -> RunRecord:
 
     :class:`UserError` where the checkpoint has other tensors than the model.
     """
-    record = ranks.first(lambda: RunRecord.read(path))
-    manifest = ranks.first(lambda: Manifest.read(path))
+    record = ranks.on_rank0(lambda: RunRecord.read(path))
+    manifest = ranks.on_rank0(lambda: Manifest.read(path))
     pieces = collect(state.regions(), written=False)
     averages = {key for key in pieces if _is_average(key)}
     fresh = averages - manifest.tensors.keys()
     for key in fresh:
         del pieces[key]
-    _check(path, manifest, ranks.everyone(lambda: {key: one.shape for key, one in pieces.items()}))
+    _check(path, manifest, ranks.all_gather(lambda: {key: one.shape for key, one in pieces.items()}))
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -106,13 +106,13 @@ def load(path: Path, state: State, ranks: Ranks) -> RunRecord:
             )
     except CheckpointException as error:
         rank, (reason, _) = next(iter(error.failures.items()))
-        raise UserError(f"{path} could not be read: rank {rank}: {line(reason)}") from None
+        raise UserError(f"{path} could not be read: rank {rank}: {describe(reason)}") from None
     state.updates = record.updates
     state.refresh()
     if fresh:
         state.begin_average()
     written = {key: one for key, one in collect(state.regions(), written=True).items() if key in manifest.tensors}
-    for key, entry in together(ranks.everyone(lambda: fingerprints(written))).items():
+    for key, entry in together(ranks.all_gather(lambda: fingerprints(written))).items():
         if entry != manifest.tensors[key]:
             raise RuntimeError(f"{key} was read as {entry}, but {path} was written with {manifest.tensors[key]}")
     return record

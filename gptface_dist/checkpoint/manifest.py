@@ -11,14 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gptface_dist.errors import Damaged
 from gptface_dist.files import sha256
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "gptface-manifest-1"
-
-
-class Damaged(Exception):
-    """A folder is not, or no longer, the checkpoint that was published. The message is one line: what, and where."""
 
 
 @dataclass(frozen=True)

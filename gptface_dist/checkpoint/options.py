@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, check_one_of
 
 CHOICES = {"on_failure": ("stop", "go_on"), "resume": ("auto", "must", "never"), "damaged": ("refuse", "previous")}
 
@@ -35,7 +35,6 @@ class CheckpointOptions:
             if getattr(self, name) < 0:
                 raise UserError(f"checkpoint.{name} must be 0 or more, got {getattr(self, name)}")
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"checkpoint.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+            check_one_of(f"checkpoint.{name}", getattr(self, name), choices)
         if self.resume == "never" and self.resume_from:
             raise UserError("checkpoint.resume_from names a checkpoint, but checkpoint.resume is never")

@@ -16,7 +16,7 @@ from gptface_dist.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest,
 from gptface_dist.checkpoint.pieces import Pieces
 from gptface_dist.checkpoint.record import RECORD_NAME, RunRecord
 from gptface_dist.checkpoint.storage import METADATA_NAME, SavePieces, Writer
-from gptface_dist.distributed.collectives import Failed, Ranks, line
+from gptface_dist.distributed.collectives import Failed, RankGroup, describe
 from gptface_dist.files import sha256
 
 STATE_NAME = "state"
@@ -34,7 +34,7 @@ class Content:
     """Small files beside the tensors, by name; rank 0's are written."""
 
 
-def save(checkpoints: Path, content: Content, ranks: Ranks) -> Path:
+def save(checkpoints: Path, content: Content, ranks: RankGroup) -> Path:
     """Write and publish a checkpoint; all ranks call it. Returns its folder.
 
     Beyond ``content``, a rank needs the memory of three pieces. :class:`Failed`, on all ranks, where one could not write
@@ -42,16 +42,16 @@ def save(checkpoints: Path, content: Content, ranks: Ranks) -> Path:
     """
     step = content.record.step
     try:
-        new = ranks.first(lambda: folder.begin(checkpoints, step))
+        new = ranks.on_rank0(lambda: folder.begin(checkpoints, step))
         # Before any file: a mistake in here is no reason to write gigabytes.
-        prints = ranks.everyone(lambda: fingerprints(content.pieces))
+        prints = ranks.all_gather(lambda: fingerprints(content.pieces))
         writer = Writer(new / STATE_NAME)
         _write_state(content.pieces, writer, ranks)
-        written = ranks.everyone(lambda: writer.written)
-        return ranks.first(lambda: _publish(new, checkpoints, content, prints, written))
+        written = ranks.all_gather(lambda: writer.written)
+        return ranks.on_rank0(lambda: _publish(new, checkpoints, content, prints, written))
     except Failed:
         # No rank goes on before it is gone: whoever tries again, or looks, finds a clean folder.
-        ranks.first(lambda: folder.abandon(checkpoints, step))
+        ranks.on_rank0(lambda: folder.abandon(checkpoints, step))
         raise
 
 
@@ -74,7 +74,7 @@ def together(prints: list[dict[str, tuple[tuple[int, ...], int]]]) -> dict[str, 
     return {key: TensorEntry(shapes[key], f"{totals[key]:016x}") for key in sorted(shapes)}
 
 
-def _write_state(pieces: Mapping[str, Pieces], writer: Writer, ranks: Ranks) -> None:
+def _write_state(pieces: Mapping[str, Pieces], writer: Writer, ranks: RankGroup) -> None:
     try:
         with warnings.catch_warnings():
             # Alone, without process groups, DCP says so each time.
@@ -88,7 +88,7 @@ def _write_state(pieces: Mapping[str, Pieces], writer: Writer, ranks: Ranks) -> 
             )
     except CheckpointException as error:
         rank, (reason, _) = next(iter(error.failures.items()))
-        raise Failed((f"rank {rank}: " if ranks.size > 1 else "") + line(reason)) from None
+        raise Failed((f"rank {rank}: " if ranks.size > 1 else "") + describe(reason)) from None
 
 
 def _publish(

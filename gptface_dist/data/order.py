@@ -14,12 +14,12 @@ Nothing here depends on ranks, workers or restarts, and every sample comes exact
 """
 
 import functools
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from gptface_dist.errors import UserError
+from gptface_dist.hashing import stable_hash
 
 MIXTURE_CYCLE = 1000
 """Blocks after which every source has had exactly its share."""
@@ -27,8 +27,7 @@ MIXTURE_CYCLE = 1000
 
 def random(*names: int | str) -> np.random.Generator:
     """A generator that depends on the names alone, the same on every machine: Philox keyed by their BLAKE2 hash."""
-    digest = hashlib.blake2b("\0".join(map(str, names)).encode("utf-8", "surrogateescape"), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8")))
+    return np.random.Generator(np.random.Philox(key=stable_hash("\0".join(map(str, names)), 16)))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Looking at everything shards hold: each tar is read whole, each picture decoded, each byte compared with the index."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from gptface_dist.data.pool import ordered
 from gptface_dist.data.shards import INDEX_NAME, SIDECAR_SUFFIX, Extent, ShardEntry, Sidecar
 from gptface_dist.data.tar import Damage, Hashing, Sample, samples
 from gptface_dist.errors import UserError
+from gptface_dist.hashing import stable_hash
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
@@ -141,7 +141,7 @@ class _Keys:
 
     def add(self, name: str, keys: list[str]) -> Iterator[tuple[str, str]]:
         """Add a shard; yields each of its keys that came before, with a shard it came in."""
-        hashes = np.fromiter(map(_hash, keys), np.uint64, len(keys))
+        hashes = np.fromiter(map(stable_hash, keys), np.uint64, len(keys))
         for known, shards in self._runs:
             places = np.searchsorted(known, hashes).clip(max=len(known) - 1)
             for number in np.flatnonzero(known[places] == hashes):
@@ -263,10 +263,6 @@ def _compare(sample: Sample, indexed: dict[str, Extent] | None, report: ShardRep
 def _join(base: str, name: str) -> str:
     """Path or URL of a file at a location."""
     return remote.join(base, name) if remote.is_url(base) or remote.is_url(name) else str(Path(base) / name)
-
-
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
 def _printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Where this process stands among those that were started together: by torchrun, by Slurm's srun, or alone."""
+"""Rank, world size and rendezvous address of this process, as torchrun or Slurm's srun started it, or alone."""
 
 import os
 import re
@@ -8,70 +8,69 @@ from dataclasses import dataclass
 
 from gptface_dist.errors import UserError
 
-HELD = "TORCHELASTIC_USE_AGENT_STORE"
-"""Torchrun's variable for :attr:`Place.held`."""
+EXTERNAL_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""Torchrun's variable for :attr:`RankInfo.external_store`."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among the others."""
+class RankInfo:
+    """This process among those that were started together."""
 
     rank: int = 0
-    """Its number among all."""
     world: int = 1
-    """How many there are."""
+    """Number of ranks."""
     local_rank: int = 0
-    """Its number on this machine: that of its GPU."""
+    """Rank within this machine, and the number of its GPU."""
     address: str = "127.0.0.1"
-    """Machine of rank 0, where all meet."""
+    """Host of the rendezvous store."""
     port: int = 0
-    """TCP port there; 0 for any (one process)."""
-    held: bool = False
-    """Whether who started the processes holds the store in which they meet, as torchrun does; otherwise rank 0 does."""
+    """TCP port of the store; 0 for any (one process)."""
+    external_store: bool = False
+    """Whether the launcher serves the store, as torchrun's agent does; otherwise rank 0 does."""
+
+    @classmethod
+    def from_env(cls, environment: Mapping[str, str] = os.environ) -> "RankInfo":
+        """Read torchrun's variables, else those of a Slurm step with more than one task; else a world of this process alone.
+
+        Slurm: the step's first host, and a port derived from the job id, so that jobs sharing a node do not meet;
+        ``MASTER_ADDR`` and ``MASTER_PORT`` win if set. :class:`UserError` where a variable is missing or not a number.
+        """
+        if "RANK" in environment and "WORLD_SIZE" in environment:
+            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        elif environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+            names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
+        else:
+            return cls()
+        missing = [name for name in names if name not in environment]
+        if missing:
+            raise UserError(f"the environment lacks {', '.join(missing)}: start with torchrun or srun")
+        numbers = []
+        for name in (*names[:3], names[4]):
+            if not environment[name].isdigit():
+                raise UserError(f"{name}={environment[name]!r} is not a number")
+            numbers.append(int(environment[name]))
+        rank, world, local_rank, last = numbers
+        if not 0 <= rank < world:
+            raise UserError(f"rank {rank} is not one of {world} processes ({names[0]}, {names[1]})")
+        if names[0] == "RANK":
+            return cls(rank, world, local_rank, environment["MASTER_ADDR"], last, environment.get(EXTERNAL_STORE) == "True")
+        address = environment.get("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
+        # Below the ports that Linux gives to any connection (32768 and up), so that it is free when rank 0 listens there.
+        port = environment.get("MASTER_PORT", str(20000 + last % 12000))
+        return cls(rank, world, local_rank, address, int(port))
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {socket.gethostname()}"
 
     def variables(self) -> dict[str, str]:
-        """Torchrun's variables: libraries read them, whoever started the process."""
+        """Torchrun's environment variables, which libraries read."""
         numbers = {"RANK": self.rank, "WORLD_SIZE": self.world, "LOCAL_RANK": self.local_rank, "MASTER_PORT": self.port}
-        words = {"MASTER_ADDR": self.address, HELD: str(self.held)}
+        words = {"MASTER_ADDR": self.address, EXTERNAL_STORE: str(self.external_store)}
         return {name: str(number) for name, number in numbers.items()} | words
 
     def export(self) -> None:
         """Put :meth:`variables` into this process's environment."""
         os.environ.update(self.variables())
-
-
-def find(environment: Mapping[str, str] = os.environ) -> Place:
-    """Read torchrun's variables, else those of a Slurm step with more than one task; else this process is alone.
-
-    Slurm: the first host of the step, and a port derived from the job's number, so that jobs sharing a node do not meet;
-    ``MASTER_ADDR`` and ``MASTER_PORT`` win where they are set. :class:`UserError` where variables are missing or no numbers.
-    """
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    elif environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
-    else:
-        return Place()
-    missing = [name for name in names if name not in environment]
-    if missing:
-        raise UserError(f"the environment lacks {', '.join(missing)}: start with torchrun or srun")
-    numbers = []
-    for name in (*names[:3], names[4]):
-        if not environment[name].isdigit():
-            raise UserError(f"{name}={environment[name]!r} is not a number")
-        numbers.append(int(environment[name]))
-    rank, world, local_rank, last = numbers
-    if not 0 <= rank < world:
-        raise UserError(f"rank {rank} is not one of {world} processes ({names[0]}, {names[1]})")
-    if names[0] == "RANK":
-        return Place(rank, world, local_rank, environment["MASTER_ADDR"], last, environment.get(HELD) == "True")
-    address = environment.get("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
-    # Below the ports that Linux gives to any connection (32768 and up), so that it is free when rank 0 listens there.
-    port = environment.get("MASTER_PORT", str(20000 + last % 12000))
-    return Place(rank, world, local_rank, address, int(port))
 
 
 def first_host(hosts: str) -> str:

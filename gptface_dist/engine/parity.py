@@ -10,7 +10,6 @@ import gc
 import itertools
 import json
 import math
-import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 
 from gptface_dist import host
 from gptface_dist.data.batch import BatchOptions
@@ -27,8 +25,8 @@ from gptface_dist.data.made_up import made_up_block
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.options import DataConfig
 from gptface_dist.data.stream import StreamOptions
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.spawn import spawn
 from gptface_dist.model.dropout import Masks
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise, parameters
@@ -219,11 +217,9 @@ def compare(case: Case) -> Found:
     return found
 
 
-def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_s: float = 300) -> None:
+def work(rank_info: RankInfo, cases: list[Case], out: str, timeout_s: float = 300) -> None:
     """One process, for all cases of a world size; rank 0 writes the worst of all ranks after each case."""
-    torch.set_num_threads(1)
     # DeepSpeed and megatron-core greet on import, eight times over; these processes have nothing else to say.
-    warnings.filterwarnings("ignore")
     with libraries.hushed():
         libraries.import_libraries()
         from gptface_dist.engine import engine
@@ -231,13 +227,13 @@ def work(rank: int, world: int, port: int, cases: list[Case], out: str, timeout_
 
         del engine  # Imported for what it imports: DeepSpeed collects garbage with each engine, which may skip all that.
         gc.freeze()
-        groups.join(Place(rank, world, rank, port=port, held=True), None, timeout_s)
+        groups.join(rank_info, None, timeout_s)
         for case in cases:
             groups.start(case.layout, case.seed, timeout_s=timeout_s)
             mine = compare(case)
-            everyone: list[Any] = [None] * world
+            everyone: list[Any] = [None] * rank_info.world
             dist.all_gather_object(everyone, mine)
-            if rank == 0:
+            if rank_info.rank == 0:
                 worst = max(everyone, key=lambda one: one.gradient)
                 worst.loss, worst.norm = max(one.loss for one in everyone), max(one.norm for one in everyone)
                 worst.gathered = everyone[-1].gathered
@@ -260,6 +256,5 @@ def prove(cases: list[Case], out: Path) -> list[Found]:
         host.check_gpus(case.layout.world)
     for world in sorted({case.layout.world for case in cases}):
         mine = [case for case in cases if case.layout.world == world]
-        with rendezvous.held() as port:
-            start_processes(work, (world, port, mine, str(out)), nprocs=world, start_method="spawn")
+        spawn(work, world, mine, str(out))
     return [Found(**json.loads(line)) for line in out.read_text(encoding="utf-8").splitlines()]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from gptface_dist.data.folder import Unreadable
 from gptface_dist.data.pictures import decode_pixels
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, one_line
 from gptface_dist.files import write_atomically
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -46,7 +46,7 @@ def open_image(path: Path) -> Image.Image:
         raise UserError(f"{path} does not exist: give a picture") from None
     # PIL raises what its many decoders raise: OSError, SyntaxError, ValueError, struct.error, DecompressionBombError, ...
     except Exception as error:
-        raise UserError(f"{path} cannot be read as a picture: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} cannot be read as a picture: {one_line(error)}") from None
 
 
 def read_pixels(source: Path | str | Image.Image | np.ndarray, size: int, resize: bool) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, check_one_of
 from gptface_dist.kernels.attention.norm import QkNorm
 from gptface_dist.kernels.attention.operator import fp8_attention
 from gptface_dist.kernels.attention.options import HEAD_SIZES, Fp8Options, Sequences
@@ -41,8 +41,7 @@ class AttentionOptions:
     """The FP8 recipe."""
 
     def __post_init__(self) -> None:
-        if self.kernel not in KERNELS:
-            raise UserError(f"engine.attention.kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
+        check_one_of("engine.attention.kernel", self.kernel, KERNELS)
         if self.fp8_from is not None and self.fp8_from < 1:
             raise UserError(f"engine.attention.fp8_from must be at least 1 or null, got {self.fp8_from}")
 

@@ -6,12 +6,13 @@ rest, no random state is there to be saved, and CPUs and GPUs choose alike. It c
 more than torch's own dropout, and nothing where the probability is 0.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from gptface_dist.hashing import stable_hash
 
 _WORD = 0xFFFFFFFF
 _STRIDE = 0x9E3779B1
@@ -42,8 +43,8 @@ class Masks:
         ``sequences`` int64 are numbers within the micro-batch; with the other ``rows`` (positions, heads) they broadcast to
         the leading axes.
         """
-        digest = hashlib.blake2b(f"{self.seed} {self.step} {self.layer} {place}".encode(), digest_size=4).digest()
-        state = _mix(((sequences + self.first) * _STRIDE + int.from_bytes(digest, "little")) & _WORD)
+        key = stable_hash(f"{self.seed} {self.step} {self.layer} {place}", 4)
+        state = _mix(((sequences + self.first) * _STRIDE + key) & _WORD)
         for number in rows:
             state = _mix((state + number * _STRIDE) & _WORD)
         last = torch.arange(elements, device=sequences.device) * _STRIDE

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, check_one_of
 
 ACTIVATIONS = ("gelu", "swiglu")
 
@@ -48,8 +48,7 @@ class ModelOptions:
             raise UserError(
                 f"model.hidden {self.hidden} is not a multiple of model.heads {self.heads}: nearest is {nearest} heads"
             )
-        if self.activation not in ACTIVATIONS:
-            raise UserError(f"model.activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        check_one_of("model.activation", self.activation, ACTIVATIONS)
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"model.{name} must be at least 0 and below 1, got {getattr(self, name)}")

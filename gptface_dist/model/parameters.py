@@ -4,7 +4,6 @@ Names and shapes are those of the plain model. Everything that must know about s
 conversion, the parity check) asks here.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gptface_dist.hashing import stable_hash
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.plain import Transformer, initial_std
 
@@ -90,9 +90,8 @@ class Parameter:
         """Float32 initial value, a function of (seed, name, shape) alone: every layout starts from the same weights."""
         if self.std is None:
             return torch.full(self.shape, self.constant)
-        digest = hashlib.blake2b(f"{seed} {self.name}".encode(), digest_size=8).digest()
         # torch takes a signed 64-bit seed.
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        generator = torch.Generator().manual_seed(stable_hash(f"{seed} {self.name}") >> 1)
         return torch.randn(self.shape, generator=generator) * self.std
 
 

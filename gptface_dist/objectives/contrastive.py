@@ -125,7 +125,7 @@ class Contrastive(Objective):
         scale = surveyed["log_scale"][0].double().exp()
         # Of each image over all texts, and of each text over all images.
         image_lse, text_lse = (_log_sum_exp(a, b, scale, same) for a, b in ((image, text), (text, image)))
-        gradients, right, log_scale = [], 0.0, 0.0
+        gradients, right, log_scale = [], torch.zeros_like(image_lse[own]), torch.zeros_like(image_lse[own])
         for a, b, a_lse, b_lse in ((image, text, image_lse, text_lse), (text, image, text_lse, image_lse)):
             chunks = [_gradient(a, b, a_lse, b_lse, scale, same, rows) for rows in _chunks(own)]
             gradient, hits, products = (torch.cat(parts) for parts in zip(*chunks, strict=True))
@@ -134,7 +134,7 @@ class Contrastive(Objective):
             right, log_scale = right + hits / 2, log_scale + products / 2
         loss = (image_lse[own] + text_lse[own]) / 2 - scale * (image[own] * text[own]).sum(-1)
         found = {"image": gradients[0], "text": gradients[1], "log_scale": log_scale, "loss": loss, "right": right}
-        return {name: torch.as_tensor(value).float() for name, value in found.items()}
+        return {name: value.float() for name, value in found.items()}
 
     def losses(
         self,

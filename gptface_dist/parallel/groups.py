@@ -12,23 +12,23 @@ from megatron.core import parallel_state, tensor_parallel
 from torch.distributed import distributed_c10d
 
 from gptface_dist import host
-from gptface_dist.distributed import shutdown
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.shutdown import shutdown
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
 
 
-def join(place: Place, store: Any, timeout_s: float) -> None:
-    """Form the world of all processes that meet in ``store``; without one, where ``place`` says. On GPUs, each process takes
-    its own (:func:`host.set_device`).
+def join(rank_info: RankInfo, store: Any, timeout_s: float) -> None:
+    """Form the world of all processes that meet in ``store``; without one, at the address of ``rank_info``. On GPUs, each
+    process takes its own (:func:`host.set_device`).
 
     :class:`UserError` where this process has no GPU, or one that another rank has too.
     """
-    host.set_device(place.local_rank)
-    place.export()
+    host.set_device(rank_info.local_rank)
+    rank_info.export()
     timeout = datetime.timedelta(seconds=timeout_s)
-    dist.init_process_group(host.backend(), store=store, rank=place.rank, world_size=place.world, timeout=timeout)
-    host.refuse_shared_gpu(distributed_c10d._get_default_store(), place.rank)
+    dist.init_process_group(host.backend(), store=store, rank=rank_info.rank, world_size=rank_info.world, timeout=timeout)
+    host.refuse_shared_gpu(distributed_c10d._get_default_store(), rank_info.rank)
 
 
 def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
@@ -70,6 +70,6 @@ def data() -> dist.ProcessGroup:
 
 def stop() -> None:
     """End the world; this process may start another one."""
-    shutdown.leave()
+    shutdown()
     # DeepSpeed would take the ended world for a running one.
     deepspeed.comm.comm.cdb = None

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, not_one_of
 from gptface_dist.model.options import ModelOptions
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -67,7 +67,7 @@ class Layout:
         if self.zero not in ZERO_STAGES:
             yield f"zero must be one of {ZERO_STAGES}, got {self.zero}"
         if self.gathering not in GATHERING:
-            yield f"gathering must be one of {', '.join(GATHERING)}, got {self.gathering!r}"
+            yield not_one_of("gathering", self.gathering, GATHERING)
         if self.gathering == "per_step" and self.zero != 3:
             yield f"gathering=per_step is about weights that are sharded: it needs zero=3, got zero={self.zero}"
         for name in ("heads", "ffn"):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import check_one_of
 from gptface_dist.model.attention import AttentionOptions
 
 
@@ -65,8 +65,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         for name, legal in LEGAL.items():
-            if getattr(self, name) not in legal:
-                raise UserError(f"engine.{name} must be one of {', '.join(legal)}, got {getattr(self, name)!r}")
+            check_one_of(f"engine.{name}", getattr(self, name), legal)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -17,11 +17,11 @@ from gptface_dist.checkpoint.box import Box
 from gptface_dist.checkpoint.fingerprint import fingerprint
 from gptface_dist.checkpoint.folder import resolve
 from gptface_dist.checkpoint.local_shard import AVERAGE, WEIGHTS
-from gptface_dist.checkpoint.manifest import Damaged, Manifest
+from gptface_dist.checkpoint.manifest import Manifest
 from gptface_dist.checkpoint.record import RECORD_NAME, RunRecord
 from gptface_dist.checkpoint.save import STATE_NAME
 from gptface_dist.checkpoint.storage import METADATA_NAME, read_metadata
-from gptface_dist.errors import UserError
+from gptface_dist.errors import Damaged, UserError, one_line
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs
 from gptface_dist.objectives.registry import ObjectiveOptions, build_objective
@@ -136,7 +136,7 @@ class StoredTensors(Mapping[str, Tensor]):
             if f"{fingerprint([(whole, tensor)], entry.shape):016x}" != entry.fingerprint:
                 raise ValueError("its numbers are not those that were written")
         except (OSError, KeyError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise UserError(f"{self._checkpoint.path}: {key} cannot be read ({reason}): use another checkpoint") from None
         return tensor
 

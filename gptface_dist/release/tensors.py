@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, one_line
 from gptface_dist.files import write_atomically
 
 SINGLE_NAME = "model.safetensors"
@@ -151,7 +151,7 @@ class Weights(Mapping[str, Tensor]):
                         self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
                         self._where[name] = path
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{path} is no whole safetensors file ({_line(error)}): get the release again") from None
+                raise UserError(f"{path} is no whole safetensors file ({one_line(error)}): get the release again") from None
 
     def file(self, name: str) -> str:
         """Name of the file that holds a tensor."""
@@ -171,7 +171,7 @@ class Weights(Mapping[str, Tensor]):
             with safe_open(path, framework="pt") as file:
                 return read(file)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read ({_line(error)}): get the release again") from None
+            raise UserError(f"{path} cannot be read ({one_line(error)}): get the release again") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -194,7 +194,3 @@ def _files(folder: Path) -> list[str]:
         if not isinstance(name, str) or "/" in name or not (folder / name).is_file():
             raise UserError(f"{folder / str(name)} is missing, but {INDEX_NAME} names it: get the release again")
     return [*names, INDEX_NAME]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptface_dist.errors import UserError
-from gptface_dist.files import write_atomically
+from gptface_dist.files import fsync, write_atomically
 from gptface_dist.model.plain import Transformer
 from gptface_dist.model.reference_batch import reference_batch
 from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs, reference_outputs
@@ -72,9 +72,10 @@ def publishing(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        sync(temporary)
+        for written in [temporary, *temporary.rglob("*")]:
+            fsync(written)
         temporary.rename(path)
-        _sync(path.parent)
+        fsync(path.parent)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
@@ -110,17 +111,3 @@ def finish(folder: Path, config: ReleaseConfig, hashes: dict[str, str]) -> None:
     write_atomically(folder / CARD_NAME, cards.markdown(config.card, told))
     config.save(folder / CONFIG_NAME)
     manifest.make(folder, hashes)
-
-
-def sync(folder: Path) -> None:
-    """Flush everything in a folder to disk."""
-    for path in [folder, *folder.rglob("*")]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

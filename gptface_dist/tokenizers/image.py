@@ -19,7 +19,7 @@ import torch
 from diffusers import VQModel
 from torch import Tensor
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, one_line
 from gptface_dist.tokenizers.codebook import nearest
 from gptface_dist.tokenizers.image_files import CONFIG_NAME, WEIGHTS_NAME, image_sha256, read_config
 
@@ -47,7 +47,7 @@ class ImageTokenizer:
                     folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
                 )
         except Exception as error:  # a broken file, a foreign configuration and wrong shapes raise many kinds
-            raise UserError(f"{folder} cannot be read as a VQModel: {' '.join(str(error).split())}") from None
+            raise UserError(f"{folder} cannot be read as a VQModel: {one_line(error)}") from None
         if lost := [*info["missing_keys"], *info["unexpected_keys"]]:
             raise UserError(f"{folder / WEIGHTS_NAME} does not fit {CONFIG_NAME}: {len(lost)} tensors differ, first {lost[0]}")
         if (model.config.in_channels, model.config.out_channels) != (3, 3):

@@ -17,7 +17,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, one_line
 from gptface_dist.files import write_atomically
 from gptface_dist.tokenizers.codebook import perplexity, share_used
 from gptface_dist.tokenizers.image import ImageTokenizer, save_model
@@ -191,7 +191,7 @@ def _resume(folder: Path, run: ImageRun, state: ImageTrainingState, window: _Win
         raw = torch.load(path, map_location=state.processes.device, weights_only=True)
         found = raw["format"]
     except Exception as error:  # whatever torch finds in a damaged file
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(f"{path} cannot be read ({reason}): remove it to start anew") from None
     if found != CHECKPOINT_FORMAT:
         raise UserError(f"{path} has the format {found}, not {CHECKPOINT_FORMAT}: remove it to start anew")

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from gptface_dist import host
-from gptface_dist.distributed import shutdown
+from gptface_dist.distributed.collectives import barrier
+from gptface_dist.distributed.shutdown import shutdown
 from gptface_dist.errors import UserError
 
 
@@ -45,7 +46,7 @@ class Processes:
     def wait(self) -> None:
         """Until all are here."""
         if self.count > 1:
-            shutdown.barrier()
+            barrier()
 
 
 @contextmanager
@@ -61,4 +62,4 @@ def processes() -> Iterator[Processes]:
         host.refuse_shared_gpu(distributed_c10d._get_default_store(), rank)
         yield Processes(rank, count, device)
     finally:
-        shutdown.leave()
+        shutdown()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, one_line
 
 # Convolutions of each block, and their numbers in torchvision's `vgg16().features`.
 BLOCKS = (
@@ -45,8 +45,7 @@ class VGGLoss(nn.Module):
             wanted = {name: tensors[f"features.{name}"] for name in self.convolutions.state_dict()}
             self.convolutions.load_state_dict(wanted)
         except Exception as error:  # safetensors, missing names and wrong shapes raise three kinds
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path} holds no VGG-16 under torchvision's names: {reason}") from None
+            raise UserError(f"{path} holds no VGG-16 under torchvision's names: {one_line(error)}") from None
         self.requires_grad_(False)
 
     def features(self, pictures: Tensor) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """A run from its configuration to its end, with the callbacks that every run has."""
 
-from gptface_dist.distributed import shutdown
-from gptface_dist.distributed.watchdog import Watch
+from gptface_dist.distributed.shutdown import shutdown
+from gptface_dist.distributed.watchdog import Watchdog
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.callbacks.attention_health import AttentionHealth
 from gptface_dist.training.callbacks.callback import Callback
@@ -15,8 +15,8 @@ from gptface_dist.training.config import Config
 from gptface_dist.training.trainer import prepare
 
 
-def train(config: Config, vocabulary: Vocabulary, watch: Watch) -> None:
-    """Train to the last step, on this rank of those that ``watch`` watches."""
+def train(config: Config, vocabulary: Vocabulary, watchdog: Watchdog) -> None:
+    """Train to the last step, on this rank of those that ``watchdog`` watches."""
     # What a run resumes from comes first; then the log of metrics, which does not depend on what others make of them.
     callbacks: list[Callback] = [
         EMA(config.run.ema_decay),
@@ -27,5 +27,5 @@ def train(config: Config, vocabulary: Vocabulary, watch: Watch) -> None:
         ProgressBar(),
         HostMemory(),
     ]
-    prepare(config, vocabulary, watch, callbacks).train()
-    shutdown.leave()
+    prepare(config, vocabulary, watchdog, callbacks).train()
+    shutdown()

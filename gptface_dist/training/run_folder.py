@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, one_line
 from gptface_dist.files import write_atomically
 from gptface_dist.training.config import Config
 
@@ -48,7 +48,7 @@ def claim(config: Config) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, yaml.safe_dump(now, sort_keys=False))
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"run.folder {folder} cannot be used: {' '.join(str(error).split())}") from None
+        raise UserError(f"run.folder {folder} cannot be used: {one_line(error)}") from None
 
 
 def _at(config: Any, key: str) -> Any:

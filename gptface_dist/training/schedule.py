@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, check_one_of
 
 SHAPES = ("cosine", "linear", "constant")
 
@@ -22,8 +22,7 @@ class ScheduleOptions:
     """Last learning rate, as a share of the peak."""
 
     def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise UserError(f"schedule.shape must be one of {', '.join(SHAPES)}, got {self.shape!r}")
+        check_one_of("schedule.shape", self.shape, SHAPES)
         if self.warmup < 0 or self.decay < 0:
             raise UserError(f"schedule.warmup and schedule.decay must be 0 or more, got {self.warmup} and {self.decay}")
         if self.decay and self.shape != "constant":

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from gptface_dist import release
-from gptface_dist.distributed.rank import Place
-from gptface_dist.distributed.watchdog import Watch
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.watchdog import Watchdog
 from gptface_dist.engine.engine import Engine, StepResult
 from gptface_dist.errors import UserError
 from gptface_dist.parallel import groups, libraries
@@ -37,14 +37,15 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        place: Place,
+        rank_info: RankInfo,
         vocabulary: Vocabulary,
         engine: Engine,
         loader: BatchLoader,
         evaluation: Evaluation | None,
         callbacks: Sequence[Callback],
     ):
-        self.config, self.place, self.engine, self.vocabulary, self.callbacks = config, place, engine, vocabulary, callbacks
+        self.config, self.rank_info, self.engine, self.vocabulary = config, rank_info, engine, vocabulary
+        self.callbacks = callbacks
         self.folder = Path(config.run.folder)
         self.parameters = engine.objective.parameter_count(config.model, vocabulary)
         """Trainable values of the whole model."""
@@ -64,7 +65,7 @@ class Trainer:
     def skip_update(self, reason: str) -> None:
         """In ``before_update``: nothing of this step reaches weights, moments or averages. Its data are not read again."""
         self.update_factor = 0.0
-        if self.place.rank == 0:
+        if self.rank_info.rank == 0:
             log.warning("step %d: update skipped: %s", self.state.step + 1, reason)
 
     def scale_update(self, factor: float) -> None:
@@ -137,16 +138,15 @@ def check_finite(step: int, result: StepResult) -> None:
         )
 
 
-def prepare(config: Config, vocabulary: Vocabulary, watch: Watch, callbacks: Sequence[Callback]) -> Trainer:
+def prepare(config: Config, vocabulary: Vocabulary, watchdog: Watchdog, callbacks: Sequence[Callback]) -> Trainer:
     """Put a run that was checked together on this rank: process groups, then the rest."""
-    place = watch.place
-    groups.join(place, watch.store, config.run.timeout_s)
+    groups.join(watchdog.rank_info, watchdog.store, config.run.timeout_s)
     with libraries.hushed():
         groups.start(config.layout, config.run.seed, config.run.timeout_s)
-    return assemble(config, vocabulary, place, callbacks)
+    return assemble(config, vocabulary, watchdog.rank_info, callbacks)
 
 
-def assemble(config: Config, vocabulary: Vocabulary, place: Place, callbacks: Sequence[Callback]) -> Trainer:
+def assemble(config: Config, vocabulary: Vocabulary, rank_info: RankInfo, callbacks: Sequence[Callback]) -> Trainer:
     """Put data, engine and callbacks of a run together on this rank, whose process groups exist."""
     data_group, objective = groups.data(), config.build_objective()
     loader = batch_loader(config.data, objective, dist.get_rank(data_group), config.layout.dp)
@@ -154,4 +154,4 @@ def assemble(config: Config, vocabulary: Vocabulary, place: Place, callbacks: Se
     if config.run.init_from:
         init_from.load(release.weights(config.run.init_from), engine.state)
     evaluation = Evaluation(config, vocabulary, engine, data_group) if config.evaluation.sources else None
-    return Trainer(config, place, vocabulary, engine, loader, evaluation, callbacks)
+    return Trainer(config, rank_info, vocabulary, engine, loader, evaluation, callbacks)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gptface_dist.errors import first_line
 from gptface_dist.kernels.attention import cudnn, operator
 from gptface_dist.kernels.attention.kernel_set import KernelSet
 from gptface_dist.kernels.attention.launch import DK_DV, DQ, FORWARD, load_table
@@ -121,7 +122,7 @@ class _Bench:
             forward = self.timer(lambda: attention(*self.leaves))
             backward = self.timer(lambda: torch.autograd.grad(out, self.leaves, self.dout, retain_graph=True))
         except Exception as error:
-            return Untimed(way, self.shape, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            return Untimed(way, self.shape, first_line(error))
         return Speed(way, self.shape, forward, backward, errors[0], max(errors[1:]))
 
     def pytorch(self) -> Iterator[Speed | Untimed]:
@@ -174,7 +175,7 @@ class _Bench:
             forward, backward = self.timer(attention.forward), self.timer(attention.backward)
         # cuDNN's errors have no class in common.
         except Exception as error:
-            return Untimed(way, self.shape, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            return Untimed(way, self.shape, first_line(error))
         return Speed(way, self.shape, forward, backward, errors[0], max(errors[1:]))
 
     def fp8(self, options: Fp8Options, way: str) -> Iterator[Speed | Untimed]:
@@ -195,7 +196,7 @@ class _Bench:
             kernels = KernelSet(self.shape, options.backward, table, self.device, options.smooth, options.warp_specialize)
             times = kernels.times(self.timer)
         except Exception as error:
-            yield Untimed(way, self.shape, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            yield Untimed(way, self.shape, first_line(error))
             return
         yield Speed(way, self.shape, times[FORWARD], times["prepare"] + times[DK_DV] + times[DQ], parts=times)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import check_one_of
 
 TILE = 128
 """Tokens a tile: the unit to which the kernels' FP8 copies of a sequence are padded, and the keys of one softmax step."""
@@ -39,8 +39,7 @@ class Fp8Options:
     own (``kernels/attention/launches.json``) by default."""
 
     def __post_init__(self) -> None:
-        if self.backward not in BACKWARDS:
-            raise UserError(f"engine.attention.fp8.backward must be one of {', '.join(BACKWARDS)}, got {self.backward!r}")
+        check_one_of("engine.attention.fp8.backward", self.backward, BACKWARDS)
 
 
 @dataclass(frozen=True)

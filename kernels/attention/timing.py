@@ -18,18 +18,6 @@ def require_gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def versions() -> str:
-    """Of torch and triton."""
-    import triton
-
-    return f"torch {torch.__version__}, triton {triton.__version__}"
-
-
-def hardware(device: torch.device) -> str:
-    """The GPU and versions, for the head of a table."""
-    return f"{torch.cuda.get_device_name(device)}; {versions()}"
-
-
 def cuda_timer(rounds: int) -> Timer:
     """Times on the GPU, after warming up, with the cache emptied before every call."""
     cache = torch.empty(256 * 2**20, dtype=torch.int8, device="cuda")

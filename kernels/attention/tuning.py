@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptface_dist.kernels.attention import operator, timing
+from gptface_dist import host
+from gptface_dist.errors import first_line
+from gptface_dist.kernels.attention import operator
 from gptface_dist.kernels.attention.kernel_set import KernelSet
 from gptface_dist.kernels.attention.launch import DK_DV, DQ, FORWARD, Key, Launch, LaunchTable, candidates, load_table
 from gptface_dist.kernels.attention.options import HEAD_SIZES, TILE
@@ -63,7 +65,7 @@ def attempt(kernels: KernelSet, key: Key, launch: Launch, wanted: Tensor, timer:
         return replace(trial, milliseconds=operator.launched(lambda: timer(call)), difference=difference)
     # Whatever one candidate cannot do, others may. Triton's errors have no class in common.
     except Exception as error:
-        return replace(trial, failure=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+        return replace(trial, failure=first_line(error, 200))
 
 
 def _vector(kernels: KernelSet, key: Key, launch: Launch) -> Tensor:
@@ -132,7 +134,7 @@ def best(trials: Iterable[Trial], table: LaunchTable, device: str) -> LaunchTabl
         if whole:
             table = table.changed(key, min(whole, key=lambda launch: whole[launch]))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return replace(table, device=device, date=today, versions=timing.versions())
+    return replace(table, device=device, date=today, versions=host.versions("torch", "triton"))
 
 
 def written(trials: Iterable[Trial], table: LaunchTable, device: str, path: Path) -> Iterator[Trial]:

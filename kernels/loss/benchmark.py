@@ -94,12 +94,6 @@ def measure(work: Work, chunk: int | None, rounds: int) -> Cost:
     return Cost(way, statistics.median(times), max(peak, 0) / 2**20, _difference(leaves, targets, once()[1]))
 
 
-def hardware() -> str:
-    """What :func:`measure` runs on."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads, no GPU"
-    return f"{name}; torch {torch.__version__}"
-
-
 def _difference(leaves: tuple[Tensor, Tensor, Tensor], targets: Tensor, found: Tensor) -> float:
     """How far a weight gradient is from float64's, on the same values."""
     features, weight, bias = (x.detach().double() for x in leaves)

@@ -18,12 +18,12 @@ from gptface_dist.checkpoint.load import damage, find, load
 from gptface_dist.checkpoint.manifest import Manifest
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
-from gptface_dist.distributed.collectives import Failed, Ranks
+from gptface_dist.distributed.collectives import Failed, RankGroup
 from gptface_dist.errors import UserError
 from gptface_dist.model.parameters import Parameter
-from tests.checkpoint.small import MATRIX, VECTOR, SmallState, read, tiny, write
+from tests.checkpoint.fake_state import MATRIX, VECTOR, FakeState, read, tiny, write
 
-ALONE = Ranks()
+ALONE = RankGroup()
 
 
 def flip(path: Path, place: int) -> None:
@@ -33,10 +33,10 @@ def flip(path: Path, place: int) -> None:
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
-    written = SmallState(3.5, average=True)
+    written = FakeState(3.5, average=True)
     path = write(tmp_path, written, 7)
     assert path == tmp_path / FOLDER_NAME / "step-00000007" == find(tmp_path / FOLDER_NAME, ALONE, previous=False)
-    state = read(path, SmallState(-1.0, average=True))
+    state = read(path, FakeState(-1.0, average=True))
     assert state.equals(written)
     assert (state.updates, state.refreshed) == (7, 1)
     assert RunRecord.read(path).step == 7
@@ -45,7 +45,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 
 def test_torchs_own_reader_reads_it(tmp_path: Path) -> None:
-    path = write(tmp_path, SmallState(3.5), 7)
+    path = write(tmp_path, FakeState(3.5), 7)
     found = {"weights/matrix": torch.zeros(MATRIX.shape), "moment2/vector": torch.zeros(VECTOR.shape)}
     dcp.load(found, checkpoint_id=path / "state", no_dist=True)
     assert torch.equal(found["weights/matrix"].flatten(), torch.arange(91) + 3.5)
@@ -53,13 +53,13 @@ def test_torchs_own_reader_reads_it(tmp_path: Path) -> None:
 
 
 def test_fingerprints_do_not_depend_on_the_pieces(tmp_path: Path) -> None:
-    one = Manifest.read(write(tmp_path, SmallState(1.0), 1))
+    one = Manifest.read(write(tmp_path, FakeState(1.0), 1))
     # The same numbers as one region each.
-    whole = SmallState(1.0)
+    whole = FakeState(1.0)
     whole.regions = lambda: (
-        [region for region in SmallState.regions(whole) if region.held.start == 0]
+        [region for region in FakeState.regions(whole) if region.held.start == 0]
         + [  # type: ignore[method-assign]
-            region for region in SmallState.regions(whole) if region.held.start
+            region for region in FakeState.regions(whole) if region.held.start
         ][::-1]
     )
     two = Manifest.read(write(tmp_path, whole, 2))
@@ -136,24 +136,24 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 
 
 def test_another_model_is_refused_in_one_line(tmp_path: Path) -> None:
-    path = write(tmp_path, SmallState(), 1)
+    path = write(tmp_path, FakeState(), 1)
     wide = Parameter("matrix", (13, 8), None, None, None, 0.0, True, False)
     other = Parameter("other", (2,), None, None, None, 0.0, False, False)
     with pytest.raises(UserError, match=r"moment1/matrix has the shape \[13, 7\], the model's is \[13, 8\]") as error:
-        load(path, SmallState(parameters=(wide, VECTOR)), ALONE)
+        load(path, FakeState(parameters=(wide, VECTOR)), ALONE)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="moment1/other is missing"):
-        load(path, SmallState(parameters=(MATRIX, VECTOR, other)), ALONE)
+        load(path, FakeState(parameters=(MATRIX, VECTOR, other)), ALONE)
     with pytest.raises(UserError, match="moment1/vector is not of this model"):
-        load(path, SmallState(parameters=(MATRIX,)), ALONE)
+        load(path, FakeState(parameters=(MATRIX,)), ALONE)
 
 
 def test_the_average_may_begin_or_end_with_a_checkpoint(tmp_path: Path) -> None:
-    without, averaged = write(tmp_path, SmallState(1.0), 1), write(tmp_path, SmallState(2.0, average=True), 2)
-    begun = read(without, SmallState(-1.0, average=True))
+    without, averaged = write(tmp_path, FakeState(1.0), 1), write(tmp_path, FakeState(2.0, average=True), 2)
+    begun = read(without, FakeState(-1.0, average=True))
     assert torch.equal(begun.held["average"]["matrix"], begun.held["weights"]["matrix"])
-    ended = read(averaged, SmallState(-1.0))
-    assert ended.equals(SmallState(2.0))
+    ended = read(averaged, FakeState(-1.0))
+    assert ended.equals(FakeState(2.0))
 
 
 def test_metadata_may_not_run_code(tmp_path: Path) -> None:
@@ -248,12 +248,12 @@ def test_a_step_that_is_reached_again_replaces_its_checkpoint(tmp_path: Path) ->
 
 
 def test_the_background_writes_what_the_state_was(tmp_path: Path) -> None:
-    background, state = Background(ALONE), SmallState(1.0)
+    background, state = Background(ALONE), FakeState(1.0)
     copy = staged(collect(state.regions(), written=True))
     for tensors in state.held.values():
         for tensor in tensors.values():
             tensor.zero_()
-    fresh = collect(SmallState(1.0).regions(), written=True)
+    fresh = collect(FakeState(1.0).regions(), written=True)
     assert all(
         torch.equal(a.memory, b.memory) for key in fresh for a, b in zip(copy[key].pieces, fresh[key].pieces, strict=True)
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gptface_dist.checkpoint.folder import FOLDER_NAME, LATEST_NAME, latest, name_of, published, tidy
-from tests.checkpoint.small import read, tiny, write
+from tests.checkpoint.fake_state import read, tiny, write
 
 
 @pytest.fixture

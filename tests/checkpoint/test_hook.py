@@ -28,13 +28,13 @@ from gptface_dist.training.callbacks.ema import EMA
 from gptface_dist.training.config import Config
 from gptface_dist.training.options import RunOptions
 from gptface_dist.training.state import TrainState
-from tests.checkpoint.small import SmallState, read
+from tests.checkpoint.small import FakeState, read
 
 REFERENCE = reference_batch(VOCABULARY, GRID, 20)
 OUTPUTS = {"itm": torch.zeros(4, 2)}
 
 
-class StandIn(SmallState):
+class StandIn(FakeState):
     """The state of an engine: its numbers are the step's."""
 
     def update_average(self, decay: float) -> None:
@@ -77,7 +77,7 @@ def make(path: Path, model: Any = MODEL, vocabulary: Any = VOCABULARY, ema_decay
         checkpoint=CheckpointOptions(**options),
     )
     callbacks: list[Callback] = [EMA(ema_decay), Checkpointing(config.checkpoint), Counter()]
-    place = SimpleNamespace(rank=0)
+    rank_info = SimpleNamespace(rank=0)
     engine = SimpleNamespace(state=StandIn(), reference_outputs=lambda batch: OUTPUTS)
     return SimpleNamespace(
         config=config,
@@ -85,7 +85,7 @@ def make(path: Path, model: Any = MODEL, vocabulary: Any = VOCABULARY, ema_decay
         state=TrainState(),
         vocabulary=vocabulary,
         engine=engine,
-        place=place,
+        rank_info=rank_info,
         callbacks=callbacks,
         update_factor=1.0,
     )
@@ -126,7 +126,7 @@ def test_saves_every_so_many_steps_and_at_the_end(tmp_path: Path, asynchronous: 
     assert steps(tmp_path) == [3, 6, 7]
     for step in (3, 6, 7):
         path = tmp_path / FOLDER_NAME / name_of(step)
-        state = read(path, SmallState(-1.0))
+        state = read(path, FakeState(-1.0))
         assert all(bool((tensor == step).all()) for tensors in state.held.values() for tensor in tensors.values())
         record = RunRecord.read(path)
         assert (record.step, record.updates) == (step, step)
@@ -252,7 +252,7 @@ def test_the_last_checkpoint_must_be_written(tmp_path: Path, monkeypatch: pytest
 def test_the_average_follows_the_weights(tmp_path: Path) -> None:
     go(make(tmp_path, ema_decay=0.5), 2)
     go(make(tmp_path, ema_decay=0.5), 3)
-    state = read(tmp_path / FOLDER_NAME / name_of(3), SmallState(-1.0, average=True))
+    state = read(tmp_path / FOLDER_NAME / name_of(3), FakeState(-1.0, average=True))
     # It begins as the weights, 0, 1, 2, ...; then these were 1, 2, 3 everywhere.
     first = torch.arange(91.0)
     assert torch.allclose(state.held["average"]["matrix"], ((first / 2 + 0.5) / 2 + 1.0) / 2 + 1.5)

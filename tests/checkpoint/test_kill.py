@@ -14,8 +14,8 @@ import pytest
 from gptface_dist.checkpoint.folder import FOLDER_NAME, name_of, published, tidy
 from gptface_dist.checkpoint.load import damage, find
 from gptface_dist.checkpoint.manifest import MANIFEST_NAME
-from gptface_dist.distributed.collectives import Ranks
-from tests.checkpoint.small import read, tiny, write
+from gptface_dist.distributed.collectives import RankGroup
+from tests.checkpoint.fake_state import read, tiny, write
 
 Trial = Callable[..., dict[str, Any]]
 PHASES = {
@@ -39,7 +39,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
     """Runs one trial in the server."""
     root = Path(__file__).parents[2]
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.checkpoint.killing", str(tmp_path_factory.mktemp("warm"))],
+        [sys.executable, "-m", "tests.checkpoint.crash_server", str(tmp_path_factory.mktemp("warm"))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -90,7 +90,7 @@ class Run:
         """After a save of ``value`` at ``step`` was killed: the latest is that or the one before, and is whole."""
         where = phase(self.checkpoints, step, before)
         self.phases[where] = self.phases.get(where, 0) + 1
-        latest = find(self.checkpoints, Ranks(), previous=False)
+        latest = find(self.checkpoints, RankGroup(), previous=False)
         assert latest is not None
         state = read(latest, tiny(-1.0))
         new = state.equals(tiny(value))
@@ -98,7 +98,8 @@ class Run:
         if new:
             self.step, self.value = step, value
         # Whatever has a checkpoint's name is one.
-        assert [damage(path, Ranks()) for path in published(self.checkpoints)] == [""] * len(published(self.checkpoints)), where
+        found = published(self.checkpoints)
+        assert [damage(path, RankGroup()) for path in found] == [""] * len(found), where
         assert self.phases.keys() <= PHASES
 
 

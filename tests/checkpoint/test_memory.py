@@ -14,17 +14,17 @@ from gptface_dist.benchmarks.checkpoint import _measure
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.checkpoint.load import damage, load
-from gptface_dist.distributed.collectives import Ranks
+from gptface_dist.distributed.collectives import RankGroup
 from gptface_dist.model.parameters import Parameter
-from tests.checkpoint.small import SmallState, record, tiny, write
+from tests.checkpoint.fake_state import FakeState, record, tiny, write
 
 run = Path(sys.argv[1])
 write(run / "warm", tiny(0.0), 1)
 # Rows that no piece is a multiple of; 70 MB a tensor, 3 tensors.
-state = SmallState(1.0, parameters=(Parameter("matrix", (3001, 5861), None, None, None, True),))
-saving = _measure(lambda: save(run / "out", Content(collect(state.regions(), written=True), record(1), {}), Ranks()))[1]
+state = FakeState(1.0, parameters=(Parameter("matrix", (3001, 5861), None, None, None, True),))
+saving = _measure(lambda: save(run / "out", Content(collect(state.regions(), written=True), record(1), {}), RankGroup()))[1]
 out = run / "out" / "step-00000001"
-loading = _measure(lambda: (damage(out, Ranks()), load(out, state, Ranks())))[1]
+loading = _measure(lambda: (damage(out, RankGroup()), load(out, state, RankGroup())))[1]
 print(json.dumps([saving, loading]))
 """
 

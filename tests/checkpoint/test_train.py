@@ -12,7 +12,7 @@ import yaml
 
 from gptface_dist.checkpoint.folder import FOLDER_NAME, latest, published, step_of
 from gptface_dist.checkpoint.load import damage
-from gptface_dist.distributed.collectives import Ranks
+from gptface_dist.distributed.collectives import RankGroup
 from gptface_dist.training.metrics import read_metrics
 from tests.corpus import VOCABULARY, write_tokens
 from tests.training.test_train import config
@@ -59,7 +59,7 @@ def test_killed_and_gone_on_with_elsewhere(folder: Path) -> None:
     killed.wait(60)
     found = latest(checkpoints)
     assert found is not None
-    assert damage(found, Ranks()) == ""
+    assert damage(found, RankGroup()) == ""
 
     resumed = start(folder, "killed", "layout.pp=2", "layout.zero=3")
     assert resumed.wait(300) == 0, resumed.stderr and resumed.stderr.read()

@@ -10,7 +10,7 @@ from gptface_dist.data.pictures import PictureDecoder, PictureSample
 from gptface_dist.data.shards import Extent
 from gptface_dist.data.stream import BlockReader, Source, StreamOptions
 from gptface_dist.errors import UserError
-from tests.foreign import serve, write_pictures
+from tests.picture_shards import serve, write_pictures
 
 OPTIONS = StreamOptions(seed=1, block=2, streams=2, window=4)
 BLOCKS = 9

@@ -19,7 +19,7 @@ from gptface_dist.data.stream import BlockReader, RawSample, Source, StreamOptio
 from gptface_dist.data.tar import BLOCK, LONGEST_END, Damage, Hashing, samples
 from gptface_dist.data.verify import Verification
 from gptface_dist.errors import UserError
-from tests.foreign import sample, write_pictures
+from tests.picture_shards import sample, write_pictures
 
 Held = dict[str, dict[str, bytes]]
 LONG = "a/" * 60

@@ -14,7 +14,7 @@ from gptface_dist.data.indexing import Indexed, expand_braces, find_shards, inde
 from gptface_dist.data.shards import Index, Sidecar
 from gptface_dist.errors import UserError
 from tests.corpus import VOCABULARY, write_tokens
-from tests.foreign import sample, serve, write_pictures
+from tests.picture_shards import sample, serve, write_pictures
 
 Held = dict[str, dict[str, bytes]]
 

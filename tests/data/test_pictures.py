@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from gptface_dist.data.folder import Unreadable
 from gptface_dist.data.pictures import decode_captions, decode_members, decode_pixels, further_captions, picture_extension
-from tests.foreign import png, sample
+from tests.picture_shards import png, sample
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gptface_dist.data import remote
-from tests.foreign import serve
+from tests.picture_shards import serve
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gptface_dist.data.shards import Index, ShardEntry, ShardWriter, Sidecar, read_entry, scan, sidecar_path, write_index
 from gptface_dist.errors import UserError
 from gptface_dist.files import sha256
-from tests.foreign import sample, write_pictures
+from tests.picture_shards import sample, write_pictures
 
 
 def read_at(path: Path, sidecar: Sidecar) -> dict[str, dict[str, bytes]]:

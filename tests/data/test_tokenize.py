@@ -20,7 +20,7 @@ from gptface_dist.errors import UserError
 from gptface_dist.tokenizers.image import ImageTokenizer
 from gptface_dist.tokenizers.text import TextOptions, TextTokenizer, train_text_tokenizer
 from gptface_dist.tokenizers.vocabulary import Vocabulary, join
-from tests.foreign import png, sample, serve, write_pictures
+from tests.picture_shards import png, sample, serve, write_pictures
 
 SIZE = 8
 GRID = (4, 4)

@@ -15,7 +15,7 @@ from gptface_dist.data.shards import Index, ShardEntry, ShardWriter, write_index
 from gptface_dist.data.tokenizer_corpus import TrainingPictures, captions, open_pictures, pictures_at, spread
 from gptface_dist.errors import UserError
 from gptface_dist.tokenizers.processes import Processes
-from tests.foreign import png, write_pictures
+from tests.picture_shards import png, write_pictures
 
 SIZE = 8
 CPU = torch.device("cpu")

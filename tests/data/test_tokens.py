@@ -14,7 +14,7 @@ from gptface_dist.data.folder import Unreadable
 from gptface_dist.data.shards import write_index
 from gptface_dist.errors import UserError
 from tests.corpus import GRID, VOCABULARY, source, write_tokens
-from tests.foreign import write_pictures
+from tests.picture_shards import write_pictures
 
 CODES = np.arange(24).reshape(GRID)
 

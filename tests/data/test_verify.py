@@ -14,7 +14,7 @@ from gptface_dist.data.verify import Verification
 from gptface_dist.errors import UserError
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from tests.corpus import GRID, VOCABULARY, write_tokens
-from tests.foreign import png, sample, serve, write_pictures
+from tests.picture_shards import png, sample, serve, write_pictures
 
 Plant = Callable[[Path], None]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptface_dist.distributed.rank import Place, find, first_host
+from gptface_dist.distributed.rank import RankInfo, first_host
 from gptface_dist.errors import UserError
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
@@ -16,23 +16,24 @@ SLURM = {
 
 
 def test_alone_under_torchrun_and_under_slurm() -> None:
-    assert find({}) == Place(0, 1, 0, "127.0.0.1", 0)
-    assert find(TORCHRUN) == Place(5, 8, 1, "n1", 29500)
-    assert find({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "True"}) == Place(5, 8, 1, "n1", 29500, held=True)
-    assert find(SLURM) == Place(3, 4, 1, "gpu07", 20000 + 40123 % 12000)
-    assert find({**SLURM, "MASTER_ADDR": "head", "MASTER_PORT": "1234"}) == Place(3, 4, 1, "head", 1234)
+    assert RankInfo.from_env({}) == RankInfo(0, 1, 0, "127.0.0.1", 0)
+    assert RankInfo.from_env(TORCHRUN) == RankInfo(5, 8, 1, "n1", 29500)
+    agent = {**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    assert RankInfo.from_env(agent) == RankInfo(5, 8, 1, "n1", 29500, external_store=True)
+    assert RankInfo.from_env(SLURM) == RankInfo(3, 4, 1, "gpu07", 20000 + 40123 % 12000)
+    assert RankInfo.from_env({**SLURM, "MASTER_ADDR": "head", "MASTER_PORT": "1234"}) == RankInfo(3, 4, 1, "head", 1234)
     # torchrun inside a Slurm job: torchrun knows better.
-    assert find({**SLURM, **TORCHRUN}) == Place(5, 8, 1, "n1", 29500)
+    assert RankInfo.from_env({**SLURM, **TORCHRUN}) == RankInfo(5, 8, 1, "n1", 29500)
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_what_is_put_into_the_environment_is_found_there(held: bool) -> None:
-    place = Place(2, 4, 1, "n1", 29500, held)
-    assert find(place.variables()) == place
+@pytest.mark.parametrize("external_store", [False, True])
+def test_what_is_put_into_the_environment_is_found_there(external_store: bool) -> None:
+    rank_info = RankInfo(2, 4, 1, "n1", 29500, external_store)
+    assert RankInfo.from_env(rank_info.variables()) == rank_info
 
 
 def test_one_slurm_task_is_alone() -> None:
-    assert find({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}) == Place()
+    assert RankInfo.from_env({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}) == RankInfo()
 
 
 @pytest.mark.parametrize(
@@ -61,4 +62,4 @@ def test_the_first_host_of_slurms_abbreviations(hosts: str, first: str) -> None:
 )
 def test_what_cannot_be_is_named(environment: dict[str, str], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        find(environment)
+        RankInfo.from_env(environment)

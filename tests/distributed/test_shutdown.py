@@ -5,14 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import rendezvous_store
 
 PROGRAM = """
 import sys
 import torch
 import torch.distributed as dist
-from gptface_dist.distributed import shutdown
+from gptface_dist.distributed.shutdown import shutdown
 
 # A thread that wants the interpreter gets it only when this one waits: what else happens on a busy machine only.
 sys.setswitchinterval(1000)
@@ -20,7 +20,7 @@ dist.init_process_group("gloo")
 held = [dist.group.WORLD, *(dist.new_group() for _ in range(8))]
 for group in held:
     dist.all_reduce(torch.ones(4), group=group)
-shutdown.leave()
+shutdown()
 """
 
 
@@ -28,11 +28,11 @@ def test_a_process_may_end_after_leaving() -> None:
     """With groups that an engine still holds. Without the wait, some of these processes abort in most runs (4 of 6)."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    with rendezvous.held() as port:
-        places = [Place(rank, 3, rank, port=port, held=True) for rank in range(3)]
+    with rendezvous_store() as port:
+        ranks = [RankInfo(rank, 3, rank, port=port, external_store=True) for rank in range(3)]
         processes = [
-            subprocess.Popen(command, env={**environment, **place.variables()}, stderr=subprocess.PIPE, text=True)
-            for place in places
+            subprocess.Popen(command, env={**environment, **rank_info.variables()}, stderr=subprocess.PIPE, text=True)
+            for rank_info in ranks
         ]
         errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], "".join(errors)

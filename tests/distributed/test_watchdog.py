@@ -8,24 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import rendezvous_store
 from tests.processes import free_port
 
 PROGRAM = """
 import datetime, os, signal, sys, time
 import torch, torch.distributed as dist
-from gptface_dist.distributed import shutdown
+from gptface_dist.distributed.shutdown import shutdown
 from gptface_dist.errors import UserError
-from gptface_dist.distributed.rank import find
-from gptface_dist.distributed.watchdog import watched
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.watchdog import Watchdog
 
-how, place = sys.argv[1], find()
-with watched(place, 30) as watch:
-    dist.init_process_group("gloo", store=watch.store, rank=place.rank, world_size=place.world,
+how, rank_info = sys.argv[1], RankInfo.from_env()
+with Watchdog(rank_info, 30) as watchdog:
+    dist.init_process_group("gloo", store=watchdog.store, rank=rank_info.rank, world_size=rank_info.world,
                             timeout=datetime.timedelta(seconds=6))
     for step in range(10**6):
-        if step == 20 and place.rank == int(sys.argv[2]):
+        if step == 20 and rank_info.rank == int(sys.argv[2]):
             if how == "mistake":
                 raise UserError("shard 7 cannot be read")
             if how == "bug":
@@ -39,28 +39,28 @@ with watched(place, 30) as watch:
         if how == "none" and step == 30:
             break
         dist.all_reduce(torch.ones(4))
-    shutdown.leave()
-print("done", place.rank)
+    shutdown()
+print("done", rank_info.rank)
 """
 
 
-def run(how: str, culprit: int = 1, world: int = 3, held: int | None = None) -> tuple[list[int], str]:
+def run(how: str, culprit: int = 1, world: int = 3, store: int | None = None) -> tuple[list[int], str]:
     """Exit statuses by rank, and what all wrote together; two minutes are more than any of them needs.
 
-    ``held`` is the port of a store to meet in; without it rank 0 holds one.
+    ``store`` is the port of an external store; without it rank 0 serves one.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    port = free_port() if held is None else held
-    places = [Place(rank, world, rank, port=port, held=held is not None) for rank in range(world)]
+    port = free_port() if store is None else store
+    ranks = [RankInfo(rank, world, rank, port=port, external_store=store is not None) for rank in range(world)]
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", PROGRAM, how, str(culprit)],
-            env={**environment, **place.variables()},
+            env={**environment, **rank_info.variables()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for place in places
+        for rank_info in ranks
     ]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     return [process.returncode for process in processes], "".join(outputs)
@@ -105,8 +105,8 @@ def test_a_killed_rank_ends_the_others(culprit: int) -> None:
 
 
 def test_where_another_process_holds_the_store_rank_0_is_no_exception() -> None:
-    with rendezvous.held() as port:
-        statuses, output = run("killed", 0, held=port)
+    with rendezvous_store() as port:
+        statuses, output = run("killed", 0, store=port)
     assert statuses == [-signal.SIGKILL, 1, 1]
     (message,) = messages(output)
     assert "rank 0 died" in message

@@ -6,16 +6,14 @@ DeepSpeed's engine does not run under them: it moves parameters in ways of its o
 import dataclasses
 import itertools
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.spawn import spawn
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case, Found
 from gptface_dist.objectives.milm_itm import MilmItm
@@ -59,22 +57,20 @@ def waits(case: Case, gpu: Any) -> dict[str, list[str]]:
     return found
 
 
-def work(rank: int, world: int, port: int, folder: Path) -> None:
+def work(rank_info: RankInfo, folder: Path) -> None:
     """One spawned process, for all cases of a world size."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
     with libraries.hushed():
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
-        groups.join(Place(rank, world, rank, port=port, held=True), None, 300)
+        groups.join(rank_info, None, 300)
         for number, case in enumerate(CASES):
-            if case.layout.world != world:
+            if case.layout.world != rank_info.world:
                 continue
             groups.start(case.layout, 0)
             with pytest.MonkeyPatch.context() as monkeypatch, fake_cuda(monkeypatch) as gpu:
                 result = {"found": dataclasses.asdict(parity.compare(case)), "waits": waits(case, gpu)}
-            (folder / f"{number}-{rank}.json").write_text(json.dumps(result))
+            (folder / f"{number}-{rank_info.rank}.json").write_text(json.dumps(result))
             groups.stop_layout()
         groups.stop()
 
@@ -84,8 +80,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Of each case and rank, how far it is from the plain model, and what it waited for."""
     folder = tmp_path_factory.mktemp("cuda")
     for world, _ in itertools.groupby(CASES, key=lambda case: case.layout.world):
-        with rendezvous.held() as port:
-            start_processes(work, (world, port, folder), nprocs=world, start_method="spawn")
+        spawn(work, world, folder)
     return [json.loads((folder / f"{number}-{rank}.json").read_text()) for number, rank in RANKS]
 
 

@@ -3,16 +3,14 @@
 import dataclasses
 import functools
 import json
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.spawn import spawn
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import VOCABULARY, Case
 from gptface_dist.kernels.attention import emulator, operator
@@ -77,29 +75,27 @@ def distance(found: Steps, wanted: Steps, rank: int, size: int) -> Errors:
     return errors
 
 
-def work(rank: int, world: int, port: int, layout: Layout, folder: Path) -> None:
+def work(rank_info: RankInfo, layout: Layout, folder: Path) -> None:
     """One spawned process: alone it writes what it found, with others how far it is from that."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
     with libraries.hushed():
         libraries.import_libraries()
         from megatron.core import parallel_state
 
         from gptface_dist.parallel import groups
 
-        groups.join(Place(rank, world, rank, port=port, held=True), None, 300)
+        groups.join(rank_info, None, 300)
         errors = {}
         for name, attention in KERNELS.items():
             if name == "bent":
                 operator.emulated_attention = functools.partial(emulator.emulated_attention, round8=bend)
             groups.start(layout, 0)
             found, whole = steps(layout, attention), folder / f"{name}.pt"
-            if world == 1:
+            if rank_info.world == 1:
                 torch.save(found, whole)
             else:
                 errors[name] = distance(found, torch.load(whole), parallel_state.get_tensor_model_parallel_rank(), layout.tp)
             groups.stop_layout()
-        (folder / f"{world}-{rank}.json").write_text(json.dumps(errors))
+        (folder / f"{rank_info.world}-{rank_info.rank}.json").write_text(json.dumps(errors))
         groups.stop()
 
 
@@ -108,9 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process found, and how far each of four is from it."""
     folder = tmp_path_factory.mktemp("fp8")
     for layout in (ALONE, SPREAD):
-        world = layout.world
-        with rendezvous.held() as port:
-            start_processes(work, (world, port, layout, folder), nprocs=world, start_method="spawn")
+        spawn(work, layout.world, layout, folder)
     return folder
 
 

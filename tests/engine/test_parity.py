@@ -5,15 +5,14 @@ import dataclasses
 import json
 import math
 import multiprocessing
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist.distributed import rendezvous
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.rendezvous import rendezvous_store
+from gptface_dist.distributed.spawn import spawn
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, Case, Found, prove
 from gptface_dist.parallel import libraries
@@ -146,10 +145,8 @@ NEEDED = {
 }
 
 
-def without_bridges(rank: int, ports: list[int], folder: Path, turn: Any) -> None:
+def without_bridges(rank_info: RankInfo, ports: list[int], folder: Path, turn: Any) -> None:
     """One of four spawned processes: each case without its bridge; what comes of it is written down."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
     with libraries.hushed():
         libraries.import_libraries()
         from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
@@ -164,7 +161,7 @@ def without_bridges(rank: int, ports: list[int], folder: Path, turn: Any) -> Non
                 result = compare(case)
             except RuntimeError as error:
                 result = Found(str(case), gradient=math.inf, worst=str(error), compared=1)
-            (folder / f"{name}-{rank}").write_text(json.dumps(dataclasses.asdict(result)))
+            (folder / f"{name}-{rank_info.rank}").write_text(json.dumps(dataclasses.asdict(result)))
             return result
 
         parity.compare = caught
@@ -174,7 +171,8 @@ def without_bridges(rank: int, ports: list[int], folder: Path, turn: Any) -> Non
         setattr(deepspeed_patches, name, lambda first, *_: first)
         # After a time-out, the ranks cannot even gather their results.
         with contextlib.suppress(RuntimeError):
-            parity.work(rank, 4, port, [case], str(folder / "all"), timeout_s=15 if name == "scope_trace_check" else 300)
+            own = dataclasses.replace(rank_info, port=port)
+            parity.work(own, [case], str(folder / "all"), timeout_s=15 if name == "scope_trace_check" else 300)
         setattr(deepspeed_patches, name, kept)
 
 
@@ -182,8 +180,8 @@ def test_each_bridge_is_needed(tmp_path: Path) -> None:
     """Taken out, a bridge's absence is a wrong gradient, a crash, or a collective that times out: never a pass."""
     turn = multiprocessing.get_context("spawn").Barrier(4)
     with contextlib.ExitStack() as stores:
-        ports = [stores.enter_context(rendezvous.held()) for _ in NEEDED]
-        start_processes(without_bridges, (ports, tmp_path, turn), nprocs=4, start_method="spawn")
+        ports = [stores.enter_context(rendezvous_store()) for _ in NEEDED]
+        spawn(without_bridges, 4, ports, tmp_path, turn)
     found = {name: [Found(**json.loads((tmp_path / f"{name}-{rank}").read_text())) for rank in range(4)] for name in NEEDED}
     for name, ranks in found.items():
         assert not all(one.ok() for one in ranks), name

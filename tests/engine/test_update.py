@@ -1,16 +1,14 @@
 """Between gradients and update: nothing of a skipped step is kept, and a scaled one is scaled, at any ZeRO stage."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import start_processes
 
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.spawn import spawn
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.objectives.milm_itm import MilmItm
@@ -96,18 +94,16 @@ def check(layout: Layout, dtype: str) -> dict[str, Any]:
     return results
 
 
-def work(rank: int, port: int, folder: Path) -> None:
+def work(rank_info: RankInfo, folder: Path) -> None:
     """One spawned process, for all cases."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
     with libraries.hushed():
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
-        groups.join(Place(rank, WORLD, rank, port=port, held=True), None, 300)
+        groups.join(rank_info, None, 300)
         for number, (layout, dtype) in enumerate(CASES):
             groups.start(layout, 0)
-            (folder / f"{number}-{rank}").write_text(json.dumps(check(layout, dtype)))
+            (folder / f"{number}-{rank_info.rank}").write_text(json.dumps(check(layout, dtype)))
             groups.stop_layout()
         groups.stop()
 
@@ -115,8 +111,7 @@ def work(rank: int, port: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("updates")
-    with rendezvous.held() as port:
-        start_processes(work, (port, folder), nprocs=WORLD, start_method="spawn")
+    spawn(work, WORLD, folder)
     return folder
 
 

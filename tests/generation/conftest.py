@@ -9,7 +9,7 @@ import torch
 
 from gptface_dist import release
 from gptface_dist.generation import Generator
-from tests.release.making import OPTIONS, make_model, make_tokenizers
+from tests.release.factories import OPTIONS, make_model, make_tokenizers
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """The chunked loss against PyTorch's own over whole logits, on one rank and with columns spread over several."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,9 +7,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 
 from gptface_dist import host
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.spawn import spawn
 from gptface_dist.kernels.loss.cross_entropy import linear_cross_entropy
 from tests.fake_cuda import DEVICE, fake_cuda
 
@@ -85,9 +84,11 @@ def test_evaluation_makes_no_gradients() -> None:
     assert linear_cross_entropy(features.detach(), weight, bias, targets, None)[0] == loss
 
 
-def spread(rank: int, world: int, rendezvous: str) -> None:
+def spread(rank_info: RankInfo) -> None:
     """One rank's part, compared with the whole: uneven columns, none for the last rank, no rows in one case."""
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    rank_info.export()
+    dist.init_process_group("gloo")
+    rank = rank_info.rank
     bounds = [0, 9, 13, 13]
     for rows in (21, 0):
         features, weight, bias, targets = problem(rows, 13, seed=3)
@@ -102,8 +103,8 @@ def spread(rank: int, world: int, rendezvous: str) -> None:
     dist.destroy_process_group()
 
 
-def test_columns_spread_over_ranks(tmp_path: Path) -> None:
-    start_processes(spread, (3, str(tmp_path / "rendezvous")), nprocs=3, start_method="spawn")
+def test_columns_spread_over_ranks() -> None:
+    spawn(spread, 3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the fake GPU stands in for CUDA")

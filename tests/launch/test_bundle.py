@@ -18,7 +18,7 @@ from gptface_dist.launch.bundle import archive, contents, install, wheels
 from gptface_dist.launch.bundle.contents import Member
 from gptface_dist.tokenizers import vocabulary as vocabularies
 from tests.corpus import write_tokens
-from tests.release.making import make_tokenizers
+from tests.release.factories import make_tokenizers
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 40 * archive.MIB

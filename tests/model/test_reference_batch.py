@@ -16,7 +16,7 @@ from gptface_dist.objectives.reference_outputs import ReferenceOutputs, differen
 from gptface_dist.release.streamed import streamed_model, values_read
 from gptface_dist.sequence import IGNORE, IMAGE, PADDING, TEXT
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-from tests.release.making import GRID, VARIANTS, make_model
+from tests.release.factories import GRID, VARIANTS, make_model
 
 VOCABULARY = Vocabulary(text_size=40, image_codes=24, text_sha256="a" * 64, image_sha256="b" * 64)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.release.making import make_tokenizers
+from tests.release.factories import make_tokenizers
 
 
 @pytest.fixture(autouse=True)

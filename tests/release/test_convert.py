@@ -24,7 +24,7 @@ from gptface_dist.release.checkpoint import TrainingCheckpoint
 from gptface_dist.release.convert import ConvertOptions, convert
 from gptface_dist.release.tensors import Weights
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-from tests.release.making import GRID, OPTIONS, VARIANTS, make_checkpoint, make_model, make_tokenizers
+from tests.release.factories import GRID, OPTIONS, VARIANTS, make_checkpoint, make_model, make_tokenizers
 
 FLOAT32 = ConvertOptions(dtype="float32")
 

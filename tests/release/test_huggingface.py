@@ -11,7 +11,7 @@ from gptface_dist.errors import UserError
 from gptface_dist.model.reference_batch import reference_batch
 from gptface_dist.release.huggingface import GPTFaceConfig, GPTFaceModel
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-from tests.release.making import GRID, make_model
+from tests.release.factories import GRID, make_model
 
 
 @pytest.fixture(scope="module")

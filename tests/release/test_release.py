@@ -22,7 +22,7 @@ from gptface_dist.release import inspection
 from gptface_dist.release import tensors as files
 from gptface_dist.release.card import Card
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-from tests.release.making import GRID, OPTIONS, VARIANTS, make_model, make_tokenizers
+from tests.release.factories import GRID, OPTIONS, VARIANTS, make_model, make_tokenizers
 
 CARD = Card(name="Test face", license="mit", data_license="CC BY 4.0", data=["made up"], step=7, losses={"loss": 1.5})
 

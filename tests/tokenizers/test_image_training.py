@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.spawn import spawn
 from gptface_dist.errors import UserError
 from gptface_dist.tokenizers import image_training
 from gptface_dist.tokenizers.image import ImageTokenizer
@@ -258,28 +256,20 @@ def test_living_codes_are_not_revived() -> None:
     assert torch.equal(state.autoencoder.codebook.detach(), before)
 
 
-def one_process(rank: int, port: int, folder: Path) -> None:
+def one_process(rank_info: RankInfo, folder: Path) -> None:
     """What each of two processes does: train in a group of two, and note its own state."""
-    Place(rank, 2, rank, port=port, held=True).export()
-    torch.set_num_threads(1)
+    rank_info.export()
     with processes() as group:
         train(folder, replace(RUN, training=replace(OPTIONS, log_every=1)), group)
         state = ImageTrainingState(SMALL, OPTIONS, group)
         records = [state.train_step(next(shares(group)(step))) for step in range(8)]
-        torch.save({"state": state.state(), "counts": [r.counts for r in records]}, folder / f"rank{rank}.pt")
+        torch.save({"state": state.state(), "counts": [r.counts for r in records]}, folder / f"rank{rank_info.rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    # A fresh interpreter each; it finds this file under the same name as pytest does.
-    code = "import sys, pathlib; from tests.tokenizers.test_image_training import one_process as run; "
-    code += "run(int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3]))"
-    command = [sys.executable, "-c", code]
-    root = Path(__file__).parents[2]
-    with rendezvous.held() as port:
-        workers = [subprocess.Popen([*command, str(rank), str(port), str(folder)], cwd=root) for rank in range(2)]
-        assert [worker.wait(120) for worker in workers] == [0, 0]
+    spawn(one_process, 2, folder)
     return folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.foreign import write_pictures
+from tests.picture_shards import write_pictures
 
 
 def gptface(*arguments: str | Path) -> tuple[int, str, str]:

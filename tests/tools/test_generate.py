@@ -15,7 +15,7 @@ from gptface_dist.config import options
 from gptface_dist.generation import Generator, Gradient, Guidance, Sampling
 from gptface_dist.generation.options import GenerationOptions
 from gptface_dist.tools import main
-from tests.release.making import make_model, make_tokenizers
+from tests.release.factories import make_model, make_tokenizers
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from gptface_dist import release
 from gptface_dist.tokenizers.vocabulary import Vocabulary
-from tests.release.making import make_checkpoint, make_model, make_tokenizers
+from tests.release.factories import make_checkpoint, make_model, make_tokenizers
 
 
 def gptface(*arguments: str | Path) -> tuple[int, str, str]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from gptface_dist.tokenizers.vocabulary import verify
 from gptface_dist.tools import main
-from tests.foreign import write_pictures
+from tests.picture_shards import write_pictures
 
 IMAGE = ["--size", "16", "--steps", "2", "--batch", "2", "--held-out", "3", "--codes", "32"]
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch.multiprocessing.spawn import start_processes
 from typer.testing import CliRunner
 
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.spawn import spawn
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.errors import UserError
@@ -105,7 +103,7 @@ def train(job: Job, rank: int) -> dict[str, Any]:
     # So small that the weights stay.
     engine = Engine(MilmItm(), job.model, VOCABULARY, job.layout, 0, OptimizerOptions(lr=1e-9), options)
     run: Any = SimpleNamespace(
-        engine=engine, config=SimpleNamespace(engine=options), place=Place(rank), state=SimpleNamespace(step=0)
+        engine=engine, config=SimpleNamespace(engine=options), rank_info=RankInfo(rank), state=SimpleNamespace(step=0)
     )
     lines = Lines()
     logging.getLogger("gptface_dist").addHandler(lines)
@@ -145,15 +143,14 @@ class Lines(logging.Handler):
         self.found.append(record.getMessage())
 
 
-def work(rank: int, world: int, port: int, jobs: list[Job], folder: Path) -> None:
+def work(rank_info: RankInfo, jobs: list[Job], folder: Path) -> None:
     """One spawned process."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
+    rank = rank_info.rank
     with libraries.hushed():
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
-        groups.join(Place(rank, world, rank, port=port, held=True), None, 300)
+        groups.join(rank_info, None, 300)
         for job in jobs:
             Parameter.initial = initial_normed if job.model.qk_norm else initial  # type: ignore[method-assign]
             groups.start(job.layout, 0)
@@ -167,9 +164,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     """What each rank of each job found."""
     folder = tmp_path_factory.mktemp("health")
     for jobs in (ALONE, TWO):
-        world = jobs[0].layout.world
-        with rendezvous.held() as port:
-            start_processes(work, (world, port, jobs, folder), nprocs=world, start_method="spawn")
+        spawn(work, jobs[0].layout.world, jobs, folder)
     return {
         job.name: [json.loads((folder / f"{job.name}-{rank}.json").read_text()) for rank in range(job.layout.world)]
         for job in (*ALONE, *TWO)

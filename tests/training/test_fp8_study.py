@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 
 from gptface_dist.data import tokens
 from gptface_dist.data.batch import BatchOptions
 from gptface_dist.data.options import DataConfig, SourceConfig
 from gptface_dist.data.shards import ShardWriter, write_index
 from gptface_dist.data.stream import StreamOptions
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.spawn import spawn
 from gptface_dist.kernels.attention import emulator
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.parallel import libraries
@@ -65,10 +65,8 @@ def without_mean(*arguments: Any) -> tuple[Tensor, emulator.State]:
 FORWARD = emulator.forward
 
 
-def work(_rank: int, folder: Path) -> None:
+def work(_: RankInfo, folder: Path) -> None:
     """One spawned process: the study as it is, and of a recipe that is broken."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
     with libraries.hushed():
         libraries.import_libraries()
         from gptface_dist.training.analysis.fp8_study import compare, prepared
@@ -88,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_copies(folder / "tokens", 400, 0)
     write_copies(folder / "held_out", 64, 1)
     VOCABULARY.save(folder / "vocabulary.json")
-    start_processes(work, (folder,), nprocs=1, start_method="spawn")
+    spawn(work, 1, folder)
     return folder
 
 

@@ -8,9 +8,9 @@ import yaml
 
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.release.writer import save
-from tests.checkpoint.worlds import tensors
+from tests.checkpoint.job_pool import tensors
 from tests.corpus import GRID, write_tokens
-from tests.release.making import make_model, make_tokenizers
+from tests.release.factories import make_model, make_tokenizers
 from tests.training.test_train import config, train
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import check_one_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,13 +48,13 @@ def attention(
     """
     from rich.console import Console
 
+    from gptface_dist import host
     from gptface_dist.kernels.attention import curves, timing
     from gptface_dist.kernels.attention.launch import load_table
     from gptface_dist.kernels.attention.shapes import KINDS, SIZES, TOKENS, Shape
 
     for name in kind or ():
-        if name not in KINDS:
-            raise UserError(f"--kind must be one of {', '.join(KINDS)}, got {name!r}")
+        check_one_of("--kind", name, KINDS)
     table = load_table("" if launches is None else str(launches))
     console, device = Console(), timing.require_gpu()
     until = time.monotonic() + seconds
@@ -69,7 +69,7 @@ def attention(
 
     timer = timing.cuda_timer(rounds)
     bandwidth, bf16, fp8 = timing.ceilings(timer, device)
-    console.print(timing.hardware(device), highlight=False)
+    console.print(host.hardware("torch", "triton"), highlight=False)
     console.print(f"copy {bandwidth:,.0f} GB/s; products bf16 {bf16:.0f}, FP8 {fp8:.0f} TFLOP/s", highlight=False)
     chosen = "by machine code alone" if table.device is None else f"timed on {table.device}, {table.date}, {table.versions}"
     console.print(f"launches: {launches or 'of the package'}, {chosen}", highlight=False)

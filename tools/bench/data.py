@@ -16,10 +16,11 @@ def data(
     from rich.console import Console
     from rich.table import Table
 
-    from gptface_dist.benchmarks.data import BASELINE, compare, hardware
+    from gptface_dist import host
+    from gptface_dist.benchmarks.data import BASELINE, compare
 
     console = Console()
-    console.print(hardware(), highlight=False)
+    console.print(host.hardware("numpy", "webdataset"), highlight=False)
     for folder in folders:
         with console.status("") as status:
             speeds = compare(folder, seconds, rounds, status.update)

@@ -14,9 +14,11 @@ def loss(
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
 ) -> None:
     """Time and memory of the chunked output loss and its gradients, as ratios to logits that are there as a whole."""
+    import torch
     from rich.console import Console
     from rich.table import Table
 
+    from gptface_dist import host
     from gptface_dist.errors import UserError
     from gptface_dist.kernels.loss import benchmark
 
@@ -34,5 +36,6 @@ def loss(
         )
         table.add_row(cost.way, f"{cost.milliseconds:.0f}", time, f"{cost.mebibytes:.0f}", memory, f"{cost.difference:.1e}")
     console.print(table)
-    console.print(f"{benchmark.hardware()}; {rows} rows, {columns} ids, width {hidden}, {dtype}", highlight=False)
+    hardware = f"{host.hardware('torch')}, {torch.get_num_threads()} CPU threads"
+    console.print(f"{hardware}; {rows} rows, {columns} ids, width {hidden}, {dtype}", highlight=False)
     console.print(f"medians of {rounds} rounds forward and backward, each way in a process of its own", highlight=False)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptface_dist.benchmarks.gpu import records
+from gptface_dist.errors import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -158,12 +159,6 @@ class Context:
                 process.kill()
                 process.wait()
         return why
-
-
-def first_line(error: BaseException) -> str:
-    """Type and first line of an error."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
 
 def _last_line(log: Path) -> str:

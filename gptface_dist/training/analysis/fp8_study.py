@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch._C._distributed_c10d import HashStore
 
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.errors import UserError
 from gptface_dist.parallel import groups, libraries
 from gptface_dist.parallel.layout import Layout
@@ -85,7 +85,7 @@ def compare(
     if len(seeds) < 2:
         raise UserError(f"at least 2 seeds are needed to know what another seed changes, got {len(seeds)}")
     found: dict[str, list[dict[str, float]]] = {kernel: [] for kernel in KERNELS}
-    groups.join(Place(), HashStore(), config.run.timeout_s)
+    groups.join(RankInfo(), HashStore(), config.run.timeout_s)
     with libraries.hushed():
         groups.start(config.layout, 0, config.run.timeout_s)
     for seed, kernel in itertools.product(seeds, KERNELS):
@@ -102,7 +102,7 @@ def train(config: Config, vocabulary: Vocabulary, kernel: str, seed: int, step: 
     attention = replace(config.engine.attention, kernel=kernel)
     mine = replace(config, engine=replace(config.engine, attention=attention), run=replace(config.run, seed=seed))
     evaluation = LastEvaluation(step)
-    trainer = assemble(mine, vocabulary, Place(), [evaluation])
+    trainer = assemble(mine, vocabulary, RankInfo(), [evaluation])
     trainer.train()
     trainer.engine.close()
     return evaluation.record

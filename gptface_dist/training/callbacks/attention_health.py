@@ -60,7 +60,7 @@ class AttentionHealth(Callback):
             return
         self._fallen.append(layer)
         without_fp8(run.engine, layer)
-        if run.place.rank == 0:
+        if run.rank_info.rank == 0:
             log.warning(
                 "step %d: attention of layer %d goes on without FP8: its error against bf16 is %.3f, above "
                 "attention_health.fall_back %g",

@@ -1,7 +1,7 @@
 """What may happen at the named moments of a run: checkpoints, guards, tracking and so on are callbacks, not branches.
 
 Every rank calls every callback at the same moments in the same order, so a callback may communicate; one that must act on one
-rank alone asks ``run.place.rank``.
+rank alone asks ``run.rank_info.rank``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.data.loader import Position
 from gptface_dist.data.sources import open_sources
-from gptface_dist.distributed.collectives import Failed, Ranks
+from gptface_dist.distributed.collectives import Failed, RankGroup
 from gptface_dist.errors import UserError
 from gptface_dist.files import sha256
 from gptface_dist.model.reference_batch import ReferenceBatch, reference_batch
@@ -50,7 +50,7 @@ class Checkpointing(Callback):
         """Find what to go on from, and read it."""
         self._checkpoints = run.folder / folder.FOLDER_NAME
         # The thread that writes in the background talks over the first of these.
-        self._ranks, self._asking = Ranks.of_world(), Ranks.of_world()
+        self._ranks, self._asking = RankGroup.of_world(), RankGroup.of_world()
         self._background = Background(self._asking)
         self._reference = _reference_batch(run)
         source = self._source()
@@ -90,15 +90,15 @@ class Checkpointing(Callback):
         """The checkpoint to go on from; :class:`UserError` where it is not as the options want it."""
         options = self._options
         own = None
-        if self._ranks.first(lambda: self._checkpoints.is_dir() and bool(folder.published(self._checkpoints))):
+        if self._ranks.on_rank0(lambda: self._checkpoints.is_dir() and bool(folder.published(self._checkpoints))):
             if options.resume == "never":
                 raise UserError(
                     f"{self._checkpoints} holds checkpoints and checkpoint.resume is never: choose another run.folder"
                 )
             own = find(self._checkpoints, self._ranks, options.damaged == "previous")
         if options.resume_from:
-            named, self._origin = self._ranks.first(lambda: _named(Path(options.resume_from)))
-            if own is None or self._ranks.first(lambda: _origin(own)) != self._origin:
+            named, self._origin = self._ranks.on_rank0(lambda: _named(Path(options.resume_from)))
+            if own is None or self._ranks.on_rank0(lambda: _origin(own)) != self._origin:
                 if reason := damage(named, self._ranks):
                     raise UserError(f"checkpoint.resume_from: {reason}")
                 return Path(named)
@@ -107,7 +107,7 @@ class Checkpointing(Callback):
         return own
 
     def _resume(self, run: Trainer, source: Path) -> None:
-        record = self._ranks.first(lambda: RunRecord.read(source))
+        record = self._ranks.on_rank0(lambda: RunRecord.read(source))
         if found := record.differences(asdict(run.config.model), asdict(run.config.objective), run.vocabulary):
             raise UserError(f"{source} is of another model: {'; '.join(found)}")
         load(source, run.engine.state, self._ranks)
@@ -117,7 +117,7 @@ class Checkpointing(Callback):
         for callback in run.callbacks:
             if (name := type(callback).__name__) in run.state.callbacks:
                 callback.restore(run.state.callbacks[name])
-        if run.place.rank == 0:
+        if run.rank_info.rank == 0:
             log.info("going on from %s", source)
 
     def _save(self, run: Trainer, asynchronous: bool) -> None:
@@ -146,7 +146,7 @@ class Checkpointing(Callback):
 
         def write() -> None:
             save(self._checkpoints, content, self._ranks)
-            self._ranks.first(lambda: folder.prune(self._checkpoints, step, options.keep_last, options.keep_every))
+            self._ranks.on_rank0(lambda: folder.prune(self._checkpoints, step, options.keep_last, options.keep_every))
 
         self._tried = step
         self._background.begin(write)

@@ -25,7 +25,7 @@ class MetricsLogger(Callback):
 
     def start(self, run: Trainer) -> None:
         """Open the file."""
-        if run.place.rank:
+        if run.rank_info.rank:
             return
         path = run.folder / NAME
         if path.exists():

@@ -22,7 +22,7 @@ class ProgressBar(Callback):
 
     def start(self, run: Trainer) -> None:
         """Say what runs, and begin the bar."""
-        if run.place.rank:
+        if run.rank_info.rank:
             return
         total, self._first, self._began = run.config.run.steps, run.state.step, time.monotonic()
         at = f", from step {run.state.step}" if run.state.step else ""
@@ -35,7 +35,7 @@ class ProgressBar(Callback):
 
     def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
         """Move the bar, or write a line."""
-        if run.place.rank:
+        if run.rank_info.rank:
             return
         parts = [
             f"loss {metrics['loss']:.3f}",
@@ -53,7 +53,7 @@ class ProgressBar(Callback):
 
     def after_evaluation(self, run: Trainer, metrics: dict[str, float]) -> None:
         """Write the evaluation down."""
-        if run.place.rank:
+        if run.rank_info.rank:
             return
         parts = []
         for name in terms([metrics]):
@@ -64,7 +64,7 @@ class ProgressBar(Callback):
 
     def stop(self, run: Trainer) -> None:
         """Say how it ended."""
-        if run.place.rank == 0:
+        if run.rank_info.rank == 0:
             reason = f" ({run.stopped_by})" if run.stopped_by else ""
             tokens = f"{run.state.tokens:,} tokens in {_clock(run.state.seconds)}"
             self._console.print(f"{run.state.step} of {run.config.run.steps} steps done{reason}, {tokens}: {run.folder}")

@@ -34,7 +34,7 @@ class Tracking(Callback):
 
     def start(self, run: Trainer) -> None:
         """Begin the run, or go on with it."""
-        if run.place.rank or not self._options.mlflow:
+        if run.rank_info.rank or not self._options.mlflow:
             return
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         try:

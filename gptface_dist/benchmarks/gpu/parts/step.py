@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 from gptface_dist.benchmarks.gpu.context import Context
 from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.config import load
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options
 from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.flops import peak_tflops
@@ -41,12 +41,12 @@ def run(context: Context) -> None:
     """Time one model at every length with every attention: one process, no ZeRO, bfloat16."""
     model = "tiny" if context.dry else context.variant
     options = load(ModelOptions, context.checkout / "configs" / "models" / f"{model}.yaml", [])
-    with rendezvous.held() as port, libraries.hushed():
+    with libraries.hushed():
         libraries.import_libraries()
         from gptface_dist.engine.engine import Engine
         from gptface_dist.parallel import groups
 
-        groups.join(Place(0, 1, 0, port=port, held=True), None, TIMEOUT_S)
+        groups.join(RankInfo(), HashStore(), TIMEOUT_S)
         groups.start(LAYOUT, 0, TIMEOUT_S)
         works = [_work(options, grid, 200 if context.dry else TOKENS[model]) for grid in ((4,) if context.dry else GRIDS)]
         began = time.perf_counter()

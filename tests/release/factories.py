@@ -11,7 +11,7 @@ from gptface_dist.checkpoint.box import Box, boxes
 from gptface_dist.checkpoint.pieces import Piece, Pieces
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
-from gptface_dist.distributed.collectives import Ranks
+from gptface_dist.distributed.collectives import RankGroup
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise
 from gptface_dist.model.plain import GPTFace
@@ -104,7 +104,7 @@ def make_checkpoint(
         versions={"torch": "2.13.0", "deepspeed": "0.19.8"},
     )
     files = {REFERENCE_NAME: recorded.content()}
-    return save(run / "checkpoints", Content(pieces, record, files), Ranks())
+    return save(run / "checkpoints", Content(pieces, record, files), RankGroup())
 
 
 def _boxes(shape: tuple[int, ...], cut: int) -> list[Box]:

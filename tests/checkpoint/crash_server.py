@@ -42,7 +42,7 @@ class Countdown:
 def child(run: Path, step: int, value: float, left: int) -> int:
     """Save, prune; returns the number of things done to the file system."""
     from gptface_dist.checkpoint import folder, storage
-    from tests.checkpoint.small import tiny, write
+    from tests.checkpoint.fake_state import tiny, write
 
     countdown = Countdown(left)
     sys.addaudithook(countdown.hook)
@@ -90,7 +90,7 @@ def serve() -> None:
 
     warnings.filterwarnings("ignore")
     # What the children need is imported here, once.
-    from tests.checkpoint.small import tiny, write
+    from tests.checkpoint.fake_state import tiny, write
 
     warm = Path(sys.argv[1])
     write(warm, tiny(0.0), 1)

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 
 from gptface_dist.checkpoint.folder import name_of
 from gptface_dist.checkpoint.load import damage, load
@@ -24,9 +23,9 @@ from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
 from gptface_dist.checkpoint.storage import HashedFile
-from gptface_dist.distributed import rendezvous
-from gptface_dist.distributed.collectives import Failed, Ranks
-from gptface_dist.distributed.rank import Place
+from gptface_dist.distributed.collectives import Failed, RankGroup
+from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.spawn import spawn
 from gptface_dist.engine import parity
 from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.model.options import ModelOptions
@@ -84,7 +83,7 @@ def run(job: Job) -> list[float]:
     seed = 1 if job.start else 0
     optimizer = OptimizerOptions(eps=1e-4)
     engine = Engine(MilmItm(), job.model, VOCABULARY, job.layout, seed, optimizer, EngineOptions(job.dtype))
-    state, ranks = engine.state, Ranks.of_world()
+    state, ranks = engine.state, RankGroup.of_world()
     if job.average:
         state.begin_average()
     if job.start:
@@ -105,7 +104,7 @@ def run(job: Job) -> list[float]:
     return losses
 
 
-def _save(job: Job, step: int, engine: Any, state: Any, ranks: Ranks) -> None:
+def _save(job: Job, step: int, engine: Any, state: Any, ranks: RankGroup) -> None:
     # A bucket of a few rows: every kind of piece.
     pieces = collect(state.regions(), written=True, bucket=100)
     outputs = ReferenceOutputs(REFERENCE, engine.reference_outputs(REFERENCE), job.dtype).content()
@@ -118,7 +117,7 @@ def _save(job: Job, step: int, engine: Any, state: Any, ranks: Ranks) -> None:
             save(Path(job.out), content, ranks)
         HashedFile.write = write  # type: ignore[method-assign]
         # On every rank at once: none goes on before rank 0 has cleared it away, nor begins anew before all have looked.
-        assert not any(ranks.everyone(lambda: any(Path(job.out).iterdir())))
+        assert not any(ranks.all_gather(lambda: any(Path(job.out).iterdir())))
     save(Path(job.out), content, ranks)
 
 
@@ -126,21 +125,20 @@ def _full(file: HashedFile, data: memoryview) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def work(rank: int, jobs: list[Job], port: int, folder: str, turn: Any) -> None:
+def work(rank_info: RankInfo, jobs: list[Job], folder: str, turn: Any) -> None:
     """One spawned process. ``turn`` is a barrier: who has no part in a job waits without taking time from the others."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
+    rank = rank_info.rank
     with libraries.hushed():
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
-        store: Any = dist.TCPStore(rendezvous.ADDRESS, port)
+        store: Any = dist.TCPStore(rank_info.address, rank_info.port)
         for number, job in enumerate(jobs):
             turn.wait()
             if rank >= job.layout.world:
                 continue
             began = time.perf_counter()
-            groups.join(Place(rank, job.layout.world, rank), dist.PrefixStore(str(number), store), 300)
+            groups.join(RankInfo(rank, job.layout.world, rank), dist.PrefixStore(str(number), store), 300)
             groups.start(job.layout, 0, 300)
             losses = run(job)
             groups.stop_layout()
@@ -159,8 +157,7 @@ def train(jobs: list[Job], folder: Path) -> None:
     for some in together(jobs):
         processes = max(job.layout.world for job in some)
         turn = multiprocessing.get_context("spawn").Barrier(processes)
-        with rendezvous.held() as port:
-            start_processes(work, (some, port, str(folder), turn), nprocs=processes, start_method="spawn")
+        spawn(work, processes, some, str(folder), turn)
 
 
 def together(jobs: list[Job]) -> list[list[Job]]:

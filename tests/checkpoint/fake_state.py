@@ -12,7 +12,7 @@ from gptface_dist.checkpoint.local_shard import Region
 from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import Content, save
-from gptface_dist.distributed.collectives import Ranks
+from gptface_dist.distributed.collectives import RankGroup
 from gptface_dist.model.parameters import Parameter
 
 MATRIX = Parameter("matrix", (13, 7), None, None, None, 0.0, True, False)
@@ -21,7 +21,7 @@ BUCKET = 20
 
 
 @dataclass
-class SmallState:
+class FakeState:
     """Satisfies :class:`gptface_dist.checkpoint.local_shard.State`; every number in it is ``value`` or its place plus that."""
 
     value: float = 0.0
@@ -54,7 +54,7 @@ class SmallState:
         """Copies."""
         self.held["average"] = {name: tensor.clone() for name, tensor in self.held["weights"].items()}
 
-    def equals(self, other: "SmallState") -> bool:
+    def equals(self, other: "FakeState") -> bool:
         """Whether all numbers are the same."""
         return self.held.keys() == other.held.keys() and all(
             torch.equal(tensor, other.held[kind][name])
@@ -63,9 +63,9 @@ class SmallState:
         )
 
 
-def tiny(value: float) -> SmallState:
+def tiny(value: float) -> FakeState:
     """A state of a few numbers, which is written fast."""
-    return SmallState(value, parameters=(VECTOR,))
+    return FakeState(value, parameters=(VECTOR,))
 
 
 def record(step: int) -> RunRecord:
@@ -73,13 +73,13 @@ def record(step: int) -> RunRecord:
     return RunRecord(step, step, {"step": step}, {"model": {}}, {})
 
 
-def write(run: Path, state: SmallState, step: int) -> Path:
+def write(run: Path, state: FakeState, step: int) -> Path:
     """Save a state as a run would."""
     pieces = collect(state.regions(), written=True, bucket=BUCKET)
-    return save(run / FOLDER_NAME, Content(pieces, record(step), {"reference.safetensors": b"reference"}), Ranks())
+    return save(run / FOLDER_NAME, Content(pieces, record(step), {"reference.safetensors": b"reference"}), RankGroup())
 
 
-def read(path: Path, state: SmallState) -> SmallState:
+def read(path: Path, state: FakeState) -> FakeState:
     """What a checkpoint holds, read into a state of the same parameters."""
-    load(path, state, Ranks())
+    load(path, state, RankGroup())
     return state
