@@ -19,7 +19,7 @@ T = TypeVar("T")
 _MISTAKES = (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError)
 
 
-def load(kind: type[T], path: Path, overrides: list[str]) -> T:
+def load_config(kind: type[T], path: Path, overrides: list[str]) -> T:
     """Read a YAML file as the dataclass ``kind``; ``overrides`` are ``key.key=value``, the last one wins.
 
     A part that is the name of a YAML file is read from there, relative to the file that names it; an override that names

@@ -78,7 +78,7 @@ def native_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def give_back() -> None:
+def trim_host_memory() -> None:
     """Hand memory that the C library has freed back to the system, where that is glibc: it keeps blocks of all sizes that were
     ever asked for, and a process that works on tensors of changing sizes grows to several times what it uses (docs/notes.md).
     """

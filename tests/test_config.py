@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gptface_dist.config import load
+from gptface_dist.config import load_config
 from gptface_dist.errors import UserError
 from gptface_dist.training.config import Config
 
@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_reads_files_and_overrides(path: Path) -> None:
-    data = load(Config, path, ["data.order.block=4", "data.workers=0", "data.order.block=2"]).data
+    data = load_config(Config, path, ["data.order.block=4", "data.workers=0", "data.order.block=2"]).data
     assert [(source.path, source.weight) for source in data.sources] == [("out/a", 1.0), ("out/b", 2.0)]
     assert (data.order.seed, data.order.block, data.workers) == (5, 2, 0)
     assert data.masking.text_ratio == 0.15
@@ -45,7 +45,7 @@ def test_reads_files_and_overrides(path: Path) -> None:
 )
 def test_mistakes_name_the_key(path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        load(Config, path, [override])
+        load_config(Config, path, [override])
     assert "\n" not in str(caught.value)
 
 
@@ -55,9 +55,9 @@ def test_mistakes_name_the_key(path: Path, override: str, message: str) -> None:
 def test_unusable_files(path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        load(Config, path, [])
+        load_config(Config, path, [])
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
-        load(Config, tmp_path / "none.yaml", [])
+        load_config(Config, tmp_path / "none.yaml", [])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gptface_dist.config import load
+from gptface_dist.config import load_config
 from gptface_dist.training.config import Config
 from tests.test_readme import parse
 
@@ -72,7 +72,7 @@ def test_the_gpu_does_what_it_can_and_variables_win() -> None:
 @pytest.mark.parametrize("target", ["quickstart", "quickstart-gpu", "gpu-study", "study"])
 def test_runs_have_configurations_that_load(target: str) -> None:
     (train,) = (one for one in commands(recipes(target, f"GPTFACE={PROGRAM}")) if one[0] == "train")
-    config = load(Config, ROOT / train[1], train[2:])
+    config = load_config(Config, ROOT / train[1], train[2:])
     assert config.run.folder.startswith("out")
     assert config.evaluation.sources
     if target == "gpu-study":

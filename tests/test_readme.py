@@ -10,7 +10,7 @@ import pytest
 import typer
 from PIL import Image
 
-from gptface_dist.config import load, override
+from gptface_dist.config import load_config, override
 from gptface_dist.errors import UserError
 from gptface_dist.generation.options import GenerationOptions
 from gptface_dist.tools import main
@@ -26,7 +26,7 @@ SMALLER = {"--count": "96", "--steps": "2", "--workers": "1"}
 """Option -> value that makes a command of the README quick."""
 QUICK = {
     ("tokenizer", "image"): ["--held-out", "16"],
-    ("train",): ["run.steps=3", "schedule.warmup=1", "evaluation.batches=1", "tracking.mlflow=false"],
+    ("train",): ["run.steps=3", "schedule.warmup_steps=1", "evaluation.batches=1", "tracking.mlflow=false"],
 }
 """What is added to commands for the same reason."""
 
@@ -78,7 +78,7 @@ def test_commands_are_found_and_wrong_ones_refused() -> None:
 def test_the_cluster_s_overrides_exist() -> None:
     (arguments,) = (one for one in commands(ROOT / "README.md") if "configs/mine.yaml" in one)
     overrides = [f"model={ROOT / one.removeprefix('model=')}" if one.startswith("model=") else one for one in arguments[2:]]
-    config = load(Config, ROOT / "configs" / "quickstart.yaml", overrides)
+    config = load_config(Config, ROOT / "configs" / "quickstart.yaml", overrides)
     assert config.layout.world == 4 * 8, "srun -N4 --ntasks-per-node=8"
     config.layout.check(4 * 8, config.model, config.data.global_batch // config.data.micro_batch // config.layout.dp)
 

@@ -105,11 +105,11 @@ def batch_command(
 
     The keys are what a skip list takes.
     """
-    from gptface_dist.config import load
+    from gptface_dist.config import load_config
     from gptface_dist.training.config import Config
     from gptface_dist.training.data import batch_loader
 
-    options = load(Config, config, overrides or [])
+    options = load_config(Config, config, overrides or [])
     objective = options.build_objective()
     batches, replaced = batch_loader(options.data, objective).read(step)
     rows = [row for batch in batches for row in objective.describe(batch)]

@@ -10,7 +10,7 @@ def health(
     run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)],
     step: Annotated[int | None, typer.Option(help="Step of the report; the last one by default.", show_default=False)] = None,
 ) -> None:
-    """Show how FP8 attention fared in each layer of a run with attention_health.every: errors against bf16, and values lost."""
+    """Show how FP8 attention fared in each layer of a run (attention_health.interval): errors against bf16, values lost."""
     from rich import box
     from rich.console import Console
     from rich.table import Column, Table

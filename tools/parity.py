@@ -62,7 +62,7 @@ def parity(
         title="relative error to the plain model",
     )
     with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(f"{len(cases)} layouts, {steps} steps each"):
-        results = proof.prove(cases, Path(folder) / "found.jsonl")
+        results = proof.run_parity(cases, Path(folder) / "found.jsonl")
     for found in results:
         errors = [f"{error:.1e}" for error in (found.loss, found.norm, found.gradient)]
         verdict = "equal" if found.ok() else "DIFFERENT"

@@ -10,7 +10,7 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint, or of a run: then its latest one.")],
     release: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     dtype: Annotated[str, typer.Option(help="Of the released weights: bfloat16 (or bf16), or float32.")] = "bfloat16",
-    average: Annotated[bool, typer.Option("--average", help="Release the running average of the weights.")] = False,
+    average: Annotated[bool, typer.Option("--ema", help="Release the running average of the weights.")] = False,
     tokenizers: Annotated[Path | None, typer.Option(help="The run's tokenizers, where they have moved.")] = None,
     name: Annotated[str, typer.Option(help="What people call the model.")] = "GPTFace",
     license: Annotated[str, typer.Option(help="Licence of the weights: the hub's identifier, or words.")] = "unknown",

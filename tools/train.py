@@ -16,7 +16,7 @@ def train(
 
     When one process fails, all end within seconds, with one message and the same status.
     """
-    from gptface_dist.config import load
+    from gptface_dist.config import load_config
     from gptface_dist.distributed.rank import RankInfo
     from gptface_dist.distributed.watchdog import Watchdog
     from gptface_dist.parallel import libraries
@@ -25,7 +25,7 @@ def train(
     rank_info = RankInfo.from_env()
     # Every process reads the same file: before they have met, rank 0 speaks for all.
     try:
-        options = load(Config, config, overrides or [])
+        options = load_config(Config, config, overrides or [])
     except UserError:
         if rank_info.rank:
             raise SystemExit(2) from None
@@ -35,17 +35,17 @@ def train(
         from gptface_dist.launch import local
         from gptface_dist.training import checks
 
-        checks.check(options, options.layout.world)
+        checks.check_run(options, options.layout.world)
         host.check_gpus(options.layout.world)
         raise typer.Exit(local.run(["train", str(config), *(overrides or [])], options.layout.world))
     with Watchdog(rank_info, options.run.timeout_s) as watchdog:
         from gptface_dist import host
         from gptface_dist.training import checks, run_folder
 
-        vocabulary = checks.check(options, rank_info.world)
+        vocabulary = checks.check_run(options, rank_info.world)
         if rank_info.rank == 0:
-            run_folder.claim(options)
-        with libraries.hushed():
+            run_folder.prepare_run_dir(options)
+        with libraries.quiet_imports():
             libraries.import_libraries()
             from gptface_dist.training.run import train as run
         run(options, vocabulary, watchdog)

@@ -45,7 +45,7 @@ class DataParallel:
         model = work.objective.model(work.model, work.vocabulary)
         initialise(model, work.seed)
         model.to(host.device())
-        self._adam, self._clip = _adam(work, model.named_parameters(), optimizer), optimizer.clip
+        self._adam, self._clip = _adam(work, model.named_parameters(), optimizer), optimizer.max_grad_norm
         self._world, self._objective = dist.get_world_size(), work.objective
         losses = _Losses(work.objective, model, work.engine.torch_dtype)
         self._model = DistributedDataParallel(losses) if self._world > 1 else losses
@@ -98,7 +98,7 @@ class Pipeline:
                 "gradient_accumulation_steps": work.micro_batches // self._replicas,
                 "zero_optimization": {"stage": 1},
                 "zero_allow_untested_optimizer": True,
-                "gradient_clipping": optimizer.clip,
+                "gradient_clipping": optimizer.max_grad_norm,
                 "bf16": {"enabled": half},
                 "data_types": {"grad_accum_dtype": "fp32"},
                 "steps_per_print": 10**9,
@@ -177,8 +177,8 @@ class TransformerLayer(Layer):
     def forward(self, carried: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """[B, L, H], int64 [B] -> the same."""
         x_BLH, lengths = carried
-        seen = torch.arange(x_BLH.shape[1], device=x_BLH.device) < lengths.unsqueeze(1)
-        return super().forward(x_BLH, seen[:, None, None, :]), lengths
+        attn_mask = torch.arange(x_BLH.shape[1], device=x_BLH.device) < lengths.unsqueeze(1)
+        return super().forward(x_BLH, attn_mask[:, None, None, :]), lengths
 
 
 class FinalNorm(nn.LayerNorm):

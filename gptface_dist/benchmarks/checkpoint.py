@@ -20,10 +20,10 @@ import torch.distributed as dist
 from gptface_dist import host
 from gptface_dist.checkpoint import folder
 from gptface_dist.checkpoint.background import Background, staged
-from gptface_dist.checkpoint.load import damage, load
-from gptface_dist.checkpoint.pieces import collect
+from gptface_dist.checkpoint.load import damage, load_checkpoint
 from gptface_dist.checkpoint.record import RunRecord
-from gptface_dist.checkpoint.save import Content, save
+from gptface_dist.checkpoint.save import Content, save_checkpoint
+from gptface_dist.checkpoint.tensor_shards import collect_shards
 from gptface_dist.data.options import DataConfig
 from gptface_dist.distributed.collectives import RankGroup, barrier
 from gptface_dist.distributed.rank import RankInfo
@@ -44,7 +44,7 @@ TAG = "step"
 
 
 @dataclass(frozen=True)
-class Task:
+class CheckpointWorkload:
     """What is saved, loaded and converted."""
 
     model: ModelOptions
@@ -60,7 +60,7 @@ class Task:
 
 
 @dataclass
-class Measured:
+class Measurement:
     """One way of doing one thing."""
 
     what: str
@@ -78,7 +78,7 @@ class Measured:
 Progress = Callable[[str], None]
 
 
-def compare(task: Task, path: Path, rounds: int, progress: Progress) -> list[Measured]:
+def compare(task: CheckpointWorkload, path: Path, rounds: int, progress: Progress) -> list[Measurement]:
     """Measure everything, each way once a round. ``path`` is an empty folder on the disk in question.
 
     :class:`UserError` where the layout is none that DeepSpeed can save.
@@ -88,13 +88,13 @@ def compare(task: Task, path: Path, rounds: int, progress: Progress) -> list[Mea
     task.layout.check(task.layout.world, task.model, 1)
     host.check_gpus(task.layout.world)
     queue: Any = multiprocessing.get_context("spawn").SimpleQueue()
-    measured: dict[tuple[str, str], Measured] = {}
+    measured: dict[tuple[str, str], Measurement] = {}
 
     def drain() -> None:
         while not queue.empty():
             what, way, seconds, memory, written = queue.get()
             progress(f"{what}: {way}")
-            one = measured.setdefault((what, way), Measured(what, way))
+            one = measured.setdefault((what, way), Measurement(what, way))
             one.seconds.append(seconds)
             one.memory.append(memory)
             one.written = written
@@ -109,15 +109,15 @@ def compare(task: Task, path: Path, rounds: int, progress: Progress) -> list[Mea
     return list(measured.values())
 
 
-def parts(task: Task, rounds: int) -> int:
+def parts(task: CheckpointWorkload, rounds: int) -> int:
     """How many parts :func:`compare` reports."""
     return rounds * (6 if task.tokenizers is None else 8)
 
 
-def _work(rank_info: RankInfo, task: Task, path: str, rounds: int, queue: Any) -> None:
+def _work(rank_info: RankInfo, task: CheckpointWorkload, path: str, rounds: int, queue: Any) -> None:
     """One process of the layout."""
     rank, world = rank_info.rank, rank_info.world
-    with libraries.hushed():
+    with libraries.quiet_imports():
         libraries.import_libraries()
         from gptface_dist.engine.engine import Engine
         from gptface_dist.model.reference_batch import reference_batch
@@ -127,9 +127,9 @@ def _work(rank_info: RankInfo, task: Task, path: str, rounds: int, queue: Any) -
         groups.join(rank_info, None, 600)
         groups.start(task.layout, 0, 600)
         engine = Engine(MilmItm(), task.model, task.vocabulary, task.layout, 0, OptimizerOptions(), task.engine)
-        for region in engine.state.regions():
-            for kind in ("moment1", "moment2"):
-                region.values[kind].uniform_(0, 1e-3)
+        for local_shard in engine.state.local_shards():
+            for kind in ("exp_avg", "exp_avg_sq"):
+                local_shard.values[kind].uniform_(0, 1e-3)
         ours, theirs = Path(path, "ours"), Path(path, "theirs")
         # As large as those of runs: the model may have positions for much longer sequences.
         grid = (min(16, task.model.rows), min(16, task.model.columns))
@@ -139,24 +139,24 @@ def _work(rank_info: RankInfo, task: Task, path: str, rounds: int, queue: Any) -
 
         def content(copied: bool) -> Content:
             state = engine.state
-            pieces = collect(state.regions(), written=True)
+            pieces = collect_shards(state.local_shards(), written=True)
             return Content(staged(pieces) if copied else pieces, _record(task, state.updates), {REFERENCE_NAME: answer})
 
         def save_in_background() -> None:
             copy = content(copied=True)
-            background.begin(lambda: save(ours, copy, ranks))
+            background.begin(lambda: save_checkpoint(ours, copy, ranks))
 
         def read() -> None:
             found = folder.latest(ours)
             assert found is not None
             assert damage(found, ranks) == ""
-            load(found, engine.state, ranks)
+            load_checkpoint(found, engine.state, ranks)
 
         def save_theirs() -> None:
-            engine.engine.save_checkpoint(str(theirs), tag=TAG)
+            engine.zero.save_checkpoint(str(theirs), tag=TAG)
 
         def read_theirs() -> None:
-            found, _ = engine.engine.load_checkpoint(str(theirs), tag=TAG)
+            found, _ = engine.zero.load_checkpoint(str(theirs), tag=TAG)
             assert found is not None, "DeepSpeed loaded nothing"
 
         def flush() -> None:
@@ -167,7 +167,7 @@ def _work(rank_info: RankInfo, task: Task, path: str, rounds: int, queue: Any) -
                     fsync(file)
 
         todo: list[tuple[str, str, Callable[[], object], Path]] = [
-            ("save", OURS, lambda: save(ours, content(copied=False), ranks), ours),
+            ("save", OURS, lambda: save_checkpoint(ours, content(copied=False), ranks), ours),
             ("save", THEIRS, save_theirs, theirs),
             ("save", FLUSHED, flush, theirs),
             ("save", BACKGROUND, save_in_background, ours),
@@ -193,10 +193,10 @@ def _work(rank_info: RankInfo, task: Task, path: str, rounds: int, queue: Any) -
         groups.stop()
 
 
-def _convert(_: RankInfo, way: str, task: Task, path: str, queue: Any) -> None:
+def _convert(_: RankInfo, way: str, task: CheckpointWorkload, path: str, queue: Any) -> None:
     """One process that converts."""
     os.environ["TQDM_DISABLE"] = "1"
-    with libraries.hushed():
+    with libraries.quiet_imports():
         from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_fp32_state_dict
 
         from gptface_dist.release.convert import ConvertOptions, convert
@@ -212,7 +212,7 @@ def _convert(_: RankInfo, way: str, task: Task, path: str, queue: Any) -> None:
         queue.put(("convert", way, seconds, memory, sum(file.stat().st_size for file in out.rglob("*") if file.is_file())))
 
 
-def _record(task: Task, updates: int) -> RunRecord:
+def _record(task: CheckpointWorkload, updates: int) -> RunRecord:
     data = DataConfig(tokenizers=str(task.tokenizers), sources=[])
     config = asdict(Config(data=data, model=task.model, layout=task.layout, engine=task.engine))
     return RunRecord(1, updates, {"step": 1, "samples": 0, "tokens": 0, "seconds": 0.0}, config, asdict(task.vocabulary))

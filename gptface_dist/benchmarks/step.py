@@ -1,6 +1,6 @@
 """How long an optimizer step takes, as ratios to DeepSpeed's own pipeline and to plain PyTorch in the same run.
 
-All ways start from the same weights, read the same micro-batches and update with the same AdamW; before anything is timed,
+All systems start from the same weights, read the same micro-batches and update with the same AdamW; before anything is timed,
 their losses are compared, so that the same work is timed.
 """
 
@@ -32,7 +32,7 @@ OURS, PIPELINE, PYTORCH = "gptface_dist", "DeepSpeed PipelineModule", "PyTorch D
 WARM_UP = 2
 """Steps before the clock starts: in the first one optimizer state is made, and ZeRO-3 records the order of parameters."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}
-"""Largest relative difference of losses between ways that do the same work; in bfloat16 they round at different places."""
+"""Largest relative difference of losses between systems that do the same work; in bfloat16 they round at different places."""
 TIMEOUT_S = 300.0
 """Of collectives."""
 
@@ -40,7 +40,7 @@ Step = Callable[[list[PaddedBatch[Tensor]]], float]
 
 
 @dataclass(frozen=True)
-class Way:
+class System:
     """One way to do the work."""
 
     system: str
@@ -79,30 +79,30 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Largest relative difference of a step's losses between two ways."""
+        """Largest relative difference of a step's losses between two systems."""
         return difference(self.losses)
 
 
-def ways(processes: int) -> dict[Way, Way]:
+def systems(processes: int) -> dict[System, System]:
     """What is timed on so many processes -> what it is compared with; baselines come first.
 
     On one process plain PyTorch is the only baseline; more must be even, for two pipeline stages.
     """
     alone = Layout(dp=processes, zero=0)
-    pytorch = Way(PYTORCH if processes > 1 else "PyTorch", alone)
-    replicas = [Way(OURS, Layout(dp=processes, zero=zero)) for zero in (0, 1)]
+    pytorch = System(PYTORCH if processes > 1 else "PyTorch", alone)
+    replicas = [System(OURS, Layout(dp=processes, zero=zero)) for zero in (0, 1)]
     if processes == 1:
         return dict.fromkeys((pytorch, *replicas), pytorch)
     if processes % 2:
         raise UserError(f"two pipeline stages need an even number of processes, got {processes}")
     stages = {zero: Layout(dp=processes // 2, pp=2, zero=zero) for zero in (1, 3)}
-    pipeline = Way(PIPELINE, stages[1])
-    staged = [Way(OURS, layout) for layout in stages.values()]
+    pipeline = System(PIPELINE, stages[1])
+    staged = [System(OURS, layout) for layout in stages.values()]
     return dict.fromkeys((pipeline, *staged), pipeline) | dict.fromkeys((pytorch, *replicas), pytorch)
 
 
 def difference(losses: dict[str, list[float]]) -> float:
-    """Largest relative difference of a step's losses between two ways; NaN where one is."""
+    """Largest relative difference of a step's losses between two systems; NaN where one is."""
     worst = 0.0
     for first, second in itertools.combinations(losses.values(), 2):
         for one, other in zip(first, second, strict=True):
@@ -114,11 +114,11 @@ def difference(losses: dict[str, list[float]]) -> float:
 
 
 def agree(losses: dict[str, list[float]], dtype: str) -> bool:
-    """Whether all ways did the same work, as far as ``dtype`` can tell."""
+    """Whether all systems did the same work, as far as ``dtype`` can tell."""
     return difference(losses) <= TOLERANCE[dtype]
 
 
-def timings(seconds: dict[Way, list[float]], plan: dict[Way, Way]) -> list[Timing]:
+def timings(seconds: dict[System, list[float]], plan: dict[System, System]) -> list[Timing]:
     """Step times with their ratios to the baselines of ``plan``."""
     found = []
     for way, baseline in plan.items():
@@ -128,12 +128,12 @@ def timings(seconds: dict[Way, list[float]], plan: dict[Way, Way]) -> list[Timin
 
 
 def compare(work: Workload, processes: int, rounds: int, steps: int, progress: Callable[[str], None]) -> Comparison:
-    """Spawn the processes on this machine, compare the losses of all ways, and time each in turn, ``rounds`` times.
+    """Spawn the processes on this machine, compare the losses of all systems, and time each in turn, ``rounds`` times.
 
     In every round each way is built anew, does the warm-up and then ``steps`` steps by the clock. ``progress`` is called
     before each with what comes; :func:`parts` says how often. :class:`UserError` where the work cannot be divided.
     """
-    plan = ways(processes)
+    plan = systems(processes)
     for way in plan:
         if work.micro_batches % way.layout.dp:
             raise UserError(f"{work.micro_batches} micro-batches cannot be divided among {way.layout.dp} replicas")
@@ -146,7 +146,7 @@ def compare(work: Workload, processes: int, rounds: int, steps: int, progress: C
     host.check_gpus(processes)
     messages = multiprocessing.get_context("spawn").SimpleQueue()
     losses: dict[str, list[float]] = {}
-    seconds: dict[Way, list[float]] = {way: [] for way in plan}
+    seconds: dict[System, list[float]] = {way: [] for way in plan}
 
     def drain() -> None:
         while not messages.empty():
@@ -164,7 +164,7 @@ def compare(work: Workload, processes: int, rounds: int, steps: int, progress: C
 
 def parts(processes: int, rounds: int) -> int:
     """How many parts :func:`compare` reports the begin of."""
-    return len(ways(processes)) * (rounds + 1)
+    return len(systems(processes)) * (rounds + 1)
 
 
 def machine(processes: int) -> str:
@@ -176,12 +176,12 @@ def machine(processes: int) -> str:
 def _work(rank_info: RankInfo, work: Workload, rounds: int, steps: int, messages: Any) -> None:
     """One spawned process."""
 
-    def tell(kind: str, way: Way, value: Any) -> None:
+    def tell(kind: str, way: System, value: Any) -> None:
         if rank_info.rank == 0:
             messages.put((kind, way, value))
 
     # DeepSpeed's pipeline prints its partition each time it is built.
-    with libraries.hushed():
+    with libraries.quiet_imports():
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
@@ -189,7 +189,7 @@ def _work(rank_info: RankInfo, work: Workload, rounds: int, steps: int, messages
         batches = [work.batches(step, host.device()) for step in range(WARM_UP + steps)]
         losses: dict[str, list[float]] = {}
         for turn in range(rounds + 1):
-            for way in ways(rank_info.world):
+            for way in systems(rank_info.world):
                 tell("next", way, f"{way}: {f'round {turn}' if turn else 'losses'}")
                 each = work.micro_batches // way.layout.dp
                 # All three count ranks within a stage first: that number is the replica.
@@ -210,7 +210,7 @@ def _work(rank_info: RankInfo, work: Workload, rounds: int, steps: int, messages
 
 
 @contextmanager
-def _built(way: Way, work: Workload) -> Iterator[Step]:
+def _built(way: System, work: Workload) -> Iterator[Step]:
     """The function that does one step this way, from initial weights."""
     from gptface_dist.benchmarks.baselines import DataParallel, Pipeline
     from gptface_dist.engine.engine import Engine

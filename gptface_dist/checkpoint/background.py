@@ -8,16 +8,16 @@ import torch
 import torch.distributed as dist
 
 from gptface_dist import host
-from gptface_dist.checkpoint.pieces import Piece, Pieces
+from gptface_dist.checkpoint.tensor_shards import TensorChunk, TensorShards
 from gptface_dist.distributed.collectives import RankGroup
 
 
-def staged(pieces: Mapping[str, Pieces]) -> dict[str, Pieces]:
+def staged(pieces: Mapping[str, TensorShards]) -> dict[str, TensorShards]:
     """A copy in host memory, which training does not change."""
     found = {}
     for key, one in pieces.items():
-        copies = [Piece(piece.box, torch.empty(piece.box.sizes).copy_(piece.memory)) for piece in one.pieces]
-        found[key] = Pieces(one.shape, copies)
+        copies = [TensorChunk(piece.box, torch.empty(piece.box.sizes).copy_(piece.memory)) for piece in one.pieces]
+        found[key] = TensorShards(one.shape, copies)
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from gptface_dist.checkpoint.box import Box
+from gptface_dist.checkpoint.chunk_spec import ChunkSpec
 
 _BLOCKS = {"cpu": 2**15, "cuda": 2**24}
 """Elements at a time: on a processor, so many that their 64-bit integers stay in its cache."""
@@ -19,12 +19,12 @@ _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _ADDED = 0x632BE59BD9B4E019
 
 
-def fingerprint(parts: Iterable[tuple[Box, Tensor]], shape: tuple[int, ...]) -> int:
+def fingerprint(parts: Iterable[tuple[ChunkSpec, Tensor]], shape: tuple[int, ...]) -> int:
     """Sum over the parts, in [0, 2**64), of a float32 tensor of ``shape``; each part is a box and its values."""
     return sum(int(_sum(box, values, shape)) for box, values in parts) % 2**64
 
 
-def _sum(box: Box, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _sum(box: ChunkSpec, values: Tensor, shape: tuple[int, ...]) -> Tensor:
     places = torch.zeros((), dtype=torch.int64, device=values.device)
     for axis, (start, length) in enumerate(zip(box.offsets[:-1], box.sizes[:-1], strict=True)):
         along = torch.arange(start, start + length, device=values.device)

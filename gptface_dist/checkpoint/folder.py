@@ -135,8 +135,8 @@ def tidy(checkpoints: Path) -> None:
             _delete(path)
 
 
-def prune(checkpoints: Path, step: int, keep_last: int, keep_every: int) -> list[Path]:
-    """Delete checkpoints up to ``step``, the latest, but for the last ``keep_last`` and multiples of ``keep_every``.
+def prune(checkpoints: Path, step: int, keep_last: int, keep_interval: int) -> list[Path]:
+    """Delete checkpoints up to ``step``, the latest, but for the last ``keep_last`` and multiples of ``keep_interval``.
 
     0 keeps all, or none for their step. Later ones, which a run that began again from an earlier step has yet to reach,
     stay. Returns what was deleted.
@@ -144,7 +144,7 @@ def prune(checkpoints: Path, step: int, keep_last: int, keep_every: int) -> list
     if keep_last == 0:
         return []
     past = [path for path in published(checkpoints) if (step_of(path) or 0) <= step]
-    deleted = [path for path in past[keep_last:] if not keep_every or (step_of(path) or 0) % keep_every]
+    deleted = [path for path in past[keep_last:] if not keep_interval or (step_of(path) or 0) % keep_interval]
     for path in deleted:
         _delete(path)
     return deleted

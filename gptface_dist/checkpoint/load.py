@@ -10,12 +10,12 @@ from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from gptface_dist.checkpoint import folder
-from gptface_dist.checkpoint.local_shard import AVERAGE, State
+from gptface_dist.checkpoint.local_shard import EMA, OptimizerStateView
 from gptface_dist.checkpoint.manifest import Manifest
-from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import STATE_NAME, fingerprints, together
 from gptface_dist.checkpoint.storage import LoadPieces, Reader
+from gptface_dist.checkpoint.tensor_shards import collect_shards
 from gptface_dist.distributed.collectives import Failed, RankGroup, describe
 from gptface_dist.errors import Damaged, UserError
 
@@ -77,7 +77,7 @@ def damage(path: Path, ranks: RankGroup) -> str:
     return f"checkpoint {path} is damaged: {'; '.join(problems)}" if problems else ""
 
 
-def load(path: Path, state: State, ranks: RankGroup) -> RunRecord:
+def load_checkpoint(path: Path, state: OptimizerStateView, ranks: RankGroup) -> RunRecord:
     """Read a checkpoint that was found undamaged into the state. All ranks call it.
 
     Any layout reads what any other wrote. Beyond the state, a rank needs the memory of three pieces. Where the state keeps
@@ -88,7 +88,7 @@ def load(path: Path, state: State, ranks: RankGroup) -> RunRecord:
     """
     record = ranks.on_rank0(lambda: RunRecord.read(path))
     manifest = ranks.on_rank0(lambda: Manifest.read(path))
-    pieces = collect(state.regions(), written=False)
+    pieces = collect_shards(state.local_shards(), written=False)
     averages = {key for key in pieces if _is_average(key)}
     fresh = averages - manifest.tensors.keys()
     for key in fresh:
@@ -110,8 +110,8 @@ def load(path: Path, state: State, ranks: RankGroup) -> RunRecord:
     state.updates = record.updates
     state.refresh()
     if fresh:
-        state.begin_average()
-    written = {key: one for key, one in collect(state.regions(), written=True).items() if key in manifest.tensors}
+        state.begin_ema()
+    written = {key: one for key, one in collect_shards(state.local_shards(), written=True).items() if key in manifest.tensors}
     for key, entry in together(ranks.all_gather(lambda: fingerprints(written))).items():
         if entry != manifest.tensors[key]:
             raise RuntimeError(f"{key} was read as {entry}, but {path} was written with {manifest.tensors[key]}")
@@ -119,7 +119,7 @@ def load(path: Path, state: State, ranks: RankGroup) -> RunRecord:
 
 
 def _is_average(key: str) -> bool:
-    return key.startswith(f"{AVERAGE}/")
+    return key.startswith(f"{EMA}/")
 
 
 def _check(path: Path, manifest: Manifest, found: Iterable[dict[str, tuple[int, ...]]]) -> None:

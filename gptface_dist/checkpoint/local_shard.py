@@ -5,18 +5,18 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gptface_dist.model.parameters import Parameter
+from gptface_dist.model.parameters import ParameterSpec
 
 WEIGHTS = "weights"
-MOMENTS = ("moment1", "moment2")
-AVERAGE = "average"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+EMA = "ema"
 
 
 @dataclass(frozen=True)
-class Region:
+class LocalShard:
     """A contiguous range of one flattened tensor-parallel shard, in this rank's memory."""
 
-    entry: Parameter
+    entry: ParameterSpec
     """The parameter."""
     shard: tuple[int, ...]
     """Shape of this rank's tensor-parallel shard of it."""
@@ -24,27 +24,27 @@ class Region:
     """Tensor-parallel rank."""
     size: int
     """Tensor-parallel ranks."""
-    held: range
+    local_range: range
     """Elements of the flattened shard that are held here."""
-    written: range
+    owned_range: range
     """Those of them that this rank writes to a checkpoint: over all ranks, each element of a parameter once."""
     values: dict[str, Tensor]
-    """Float32 [len(held)] each: ``weights``, the Adam moments ``moment1`` and ``moment2``, and ``average`` where one is
+    """Float32 [len(local_range)] each: ``weights``, the Adam moments ``exp_avg`` and ``exp_avg_sq``, and ``ema`` where one is
     kept. Views: writing to them changes the state.
     """
 
 
-class State(Protocol):
+class OptimizerStateView(Protocol):
     """A rank's part of the training state, as checkpoints see it."""
 
     updates: int
     """Optimizer updates done: AdamW corrects its moments' bias by it."""
 
-    def regions(self) -> list[Region]:
+    def local_shards(self) -> list[LocalShard]:
         """All that this rank holds."""
 
     def refresh(self) -> None:
-        """The regions were written to: bring what is computed with into agreement. All ranks call it."""
+        """The local_shards were written to: bring what is computed with into agreement. All ranks call it."""
 
-    def begin_average(self) -> None:
+    def begin_ema(self) -> None:
         """The running average begins anew, as the weights now are."""

@@ -15,7 +15,7 @@ from gptface_dist.errors import Damaged
 from gptface_dist.files import sha256
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_FORMAT = "gptface-manifest-1"
+MANIFEST_FORMAT = "gptface-manifest-2"
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ CHOICES = {"on_failure": ("stop", "go_on"), "resume": ("auto", "must", "never"),
 class CheckpointOptions:
     """When a run is saved, what is kept, and what it goes on from."""
 
-    every: int = 1000
+    interval: int = 1000
     """Steps between checkpoints; 0 for none but the one at the end, which there is in any case."""
     keep_last: int = 3
     """Checkpoints that are kept, the newest; 0 keeps all."""
-    keep_every: int = 0
+    keep_interval: int = 0
     """Checkpoints of steps that are multiples of this are kept for good; 0 for none."""
     asynchronous: bool = False
     """Write in the background, after a copy to host memory: a rank's part of weights and moments, a second time."""
@@ -31,7 +31,7 @@ class CheckpointOptions:
     """When the latest checkpoint is damaged: ``refuse`` to go on, or go on from the ``previous`` one that is not."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "keep_last", "keep_every"):
+        for name in ("interval", "keep_last", "keep_interval"):
             if getattr(self, name) < 0:
                 raise UserError(f"checkpoint.{name} must be 0 or more, got {getattr(self, name)}")
         for name, choices in CHOICES.items():

@@ -13,9 +13,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from gptface_dist.checkpoint import folder
 from gptface_dist.checkpoint.fingerprint import fingerprint
 from gptface_dist.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest, TensorEntry
-from gptface_dist.checkpoint.pieces import Pieces
 from gptface_dist.checkpoint.record import RECORD_NAME, RunRecord
 from gptface_dist.checkpoint.storage import METADATA_NAME, SavePieces, Writer
+from gptface_dist.checkpoint.tensor_shards import TensorShards
 from gptface_dist.distributed.collectives import Failed, RankGroup, describe
 from gptface_dist.files import sha256
 
@@ -26,7 +26,7 @@ STATE_NAME = "state"
 class Content:
     """What is to be written, on one rank."""
 
-    pieces: Mapping[str, Pieces]
+    pieces: Mapping[str, TensorShards]
     """This rank's pieces, by key: over all ranks each element once."""
     record: RunRecord
     """Of the run; rank 0's is written."""
@@ -34,7 +34,7 @@ class Content:
     """Small files beside the tensors, by name; rank 0's are written."""
 
 
-def save(checkpoints: Path, content: Content, ranks: RankGroup) -> Path:
+def save_checkpoint(checkpoints: Path, content: Content, ranks: RankGroup) -> Path:
     """Write and publish a checkpoint; all ranks call it. Returns its folder.
 
     Beyond ``content``, a rank needs the memory of three pieces. :class:`Failed`, on all ranks, where one could not write
@@ -55,7 +55,7 @@ def save(checkpoints: Path, content: Content, ranks: RankGroup) -> Path:
         raise
 
 
-def fingerprints(pieces: Mapping[str, Pieces]) -> dict[str, tuple[tuple[int, ...], int]]:
+def fingerprints(pieces: Mapping[str, TensorShards]) -> dict[str, tuple[tuple[int, ...], int]]:
     """Shape, and this rank's part of the fingerprint, of each tensor."""
     return {
         key: (one.shape, fingerprint(((piece.box, piece.memory) for piece in one.pieces), one.shape))
@@ -74,7 +74,7 @@ def together(prints: list[dict[str, tuple[tuple[int, ...], int]]]) -> dict[str, 
     return {key: TensorEntry(shapes[key], f"{totals[key]:016x}") for key in sorted(shapes)}
 
 
-def _write_state(pieces: Mapping[str, Pieces], writer: Writer, ranks: RankGroup) -> None:
+def _write_state(pieces: Mapping[str, TensorShards], writer: Writer, ranks: RankGroup) -> None:
     try:
         with warnings.catch_warnings():
             # Alone, without process groups, DCP says so each time.

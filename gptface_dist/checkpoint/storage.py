@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from gptface_dist.checkpoint.pieces import Pieces
+from gptface_dist.checkpoint.tensor_shards import TensorShards
 
 METADATA_NAME = ".metadata"
 _METADATA_NAMES = frozenset(
@@ -146,18 +146,18 @@ def _piece(file: BinaryIO, offset: int, length: int) -> Tensor:
 
 
 class SavePieces(DefaultSavePlanner):
-    """Plans the writing of :class:`Pieces`."""
+    """Plans the writing of :class:`TensorShards`."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
         """Called by DCP."""
-        return cast(Pieces, self.state_dict[index.fqn]).__get_tensor_shard__(index)
+        return cast(TensorShards, self.state_dict[index.fqn]).__get_tensor_shard__(index)
 
 
 class LoadPieces(DefaultLoadPlanner):
-    """Plans the reading of :class:`Pieces`."""
+    """Plans the reading of :class:`TensorShards`."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -169,7 +169,7 @@ class LoadPieces(DefaultLoadPlanner):
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         """Called by DCP."""
-        return cast(Pieces, self.state_dict[index.fqn]).__get_tensor_shard__(index)
+        return cast(TensorShards, self.state_dict[index.fqn]).__get_tensor_shard__(index)
 
 
 class _MetadataUnpickler(pickle.Unpickler):

@@ -12,7 +12,7 @@ import numpy as np
 from gptface_dist.data import masking
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.order import random
-from gptface_dist.data.stream import Block, Delivered, Origin
+from gptface_dist.data.stream import Block, DecodedSample, Provenance
 from gptface_dist.data.tokens import TokenSample
 from gptface_dist.errors import UserError
 from gptface_dist.sequence import IGNORE, SPECIALS_PER_SEQUENCE, Array, PaddedBatch, SequenceLayout, empty_rows
@@ -27,30 +27,30 @@ class BatchOptions:
     """Longest caption in tokens; a longer one is cut."""
     buckets: int = 4
     """Number of lengths that batches are padded to, spread evenly from a short caption to ``text_length``."""
-    multiple_of: int = 16
+    pad_to_multiple_of: int = 16
     """Every padded length is a multiple of this: of the tensor-parallel size under sequence parallelism, and of what
     kernels like."""
-    swap_share: float = 0.5
+    itm_negative_ratio: float = 0.5
     """Probability that the image of a sample with a caption is another sample's (image-text matching)."""
-    crossed_share: float = 0.0
+    hard_pair_ratio: float = 0.0
     """Share of blocks that train matching alone, unmasked, on crossed pairs: two captions, each with both images. Blocks
     then have a multiple of 4 samples."""
 
     def __post_init__(self) -> None:
-        if self.text_length < 1 or self.buckets < 1 or self.multiple_of < 1:
-            found = (self.text_length, self.buckets, self.multiple_of)
-            raise UserError(f"text_length, buckets and multiple_of must be at least 1, got {found}")
-        if not 0 <= self.swap_share < 1:
-            raise UserError(f"swap_share must be at least 0 and below 1, got {self.swap_share}")
-        if not 0 <= self.crossed_share <= 1:
-            raise UserError(f"crossed_share must lie between 0 and 1, got {self.crossed_share}")
+        if self.text_length < 1 or self.buckets < 1 or self.pad_to_multiple_of < 1:
+            found = (self.text_length, self.buckets, self.pad_to_multiple_of)
+            raise UserError(f"text_length, buckets and pad_to_multiple_of must be at least 1, got {found}")
+        if not 0 <= self.itm_negative_ratio < 1:
+            raise UserError(f"itm_negative_ratio must be at least 0 and below 1, got {self.itm_negative_ratio}")
+        if not 0 <= self.hard_pair_ratio <= 1:
+            raise UserError(f"hard_pair_ratio must lie between 0 and 1, got {self.hard_pair_ratio}")
 
     def lengths(self, image_tokens: int) -> list[int]:
         """The padded lengths, ascending; the last one holds every sequence."""
         found = set()
         for bucket in range(1, self.buckets + 1):
             length = SPECIALS_PER_SEQUENCE + image_tokens + math.ceil(self.text_length * bucket / self.buckets)
-            found.add(math.ceil(length / self.multiple_of) * self.multiple_of)
+            found.add(math.ceil(length / self.pad_to_multiple_of) * self.pad_to_multiple_of)
         return sorted(found)
 
 
@@ -67,14 +67,14 @@ class MaskedBatch(PaddedBatch[Array]):
     looks for them makes the host wait for how many there are."""
     masked_image: Array = field()
     """int64 [M, 2]: likewise of image ids."""
-    text_origins: list[Origin] = field(default_factory=list)
+    text_origins: list[Provenance] = field(default_factory=list)
     """Where each text comes from."""
-    image_origins: list[Origin] = field(default_factory=list)
+    image_origins: list[Provenance] = field(default_factory=list)
     """Where each image comes from."""
 
 
 @dataclass(frozen=True)
-class _Draws:
+class SampleRandomness:
     """What chance decided for one sample."""
 
     caption: np.ndarray
@@ -121,7 +121,7 @@ class BatchBuilder:
         texts, images, draws = [], [], []
         for block in blocks:
             rng = random("crossed", self._seed, block.number)
-            crossed = rng.random() < self._options.crossed_share
+            crossed = rng.random() < self._options.hard_pair_ratio
             drawn = [self._draw(sample, whole=crossed) for sample in block.samples]
             pairs = self._crossed(block.samples, drawn, rng) if crossed else self._swapped(block.samples, drawn)
             texts += [block.samples[text] for text, _ in pairs]
@@ -129,23 +129,23 @@ class BatchBuilder:
             draws += [drawn[text] for text, _ in pairs]
         return self._assemble(texts, images, draws)
 
-    def _draw(self, sample: Delivered[TokenSample], whole: bool) -> _Draws:
+    def _draw(self, sample: DecodedSample[TokenSample], whole: bool) -> SampleRandomness:
         """All that is random about a sample, in a fixed order of draws; ``whole``: nothing is masked."""
         rng = random("sample", self._seed, sample.origin.epoch, sample.origin.key)
         which, swap, partner, task = rng.random(4).tolist()
         caption = sample.value.caption(int(which * len(sample.value.captions)))[: self._options.text_length]
-        if whole or task < self._masking.caption_share:
+        if whole or task < self._masking.captioning_ratio:
             text_mask = masking.mask_nothing(len(caption)) if whole else masking.mask_caption(len(caption), rng)
             image_mask = np.zeros(self._grid, dtype=bool)
         else:
-            if task >= 1 - self._masking.drop_share:
+            if task >= 1 - self._masking.text_dropout:
                 caption = caption[:0]
             text_mask = masking.mask_text(len(caption), self._masking, rng)
             image_mask = masking.mask_image(*self._grid, self._masking, rng)
         random_ids = rng.integers(self._vocabulary.text_size, size=int((text_mask[1] == masking.RANDOM).sum()))
-        return _Draws(caption, text_mask, image_mask, random_ids, swap, partner)
+        return SampleRandomness(caption, text_mask, image_mask, random_ids, swap, partner)
 
-    def _swapped(self, samples: list[Delivered[TokenSample]], draws: list[_Draws]) -> list[tuple[int, int]]:
+    def _swapped(self, samples: list[DecodedSample[TokenSample]], draws: list[SampleRandomness]) -> list[tuple[int, int]]:
         """Each caption with its own image, or with one that it does not describe.
 
         A dropped caption says nothing, which is true of every image: such a sample keeps its own and counts as matched.
@@ -153,7 +153,7 @@ class BatchBuilder:
         described = self._described(samples)
         partners = list(range(len(samples)))
         for own, drawn in enumerate(draws):
-            if len(drawn.caption) and drawn.swap < self._options.swap_share:
+            if len(drawn.caption) and drawn.swap < self._options.itm_negative_ratio:
                 caption = drawn.caption.tobytes()
                 others = [i for i, captions in enumerate(described) if caption not in captions]
                 if others:
@@ -161,7 +161,7 @@ class BatchBuilder:
         return list(enumerate(partners))
 
     def _crossed(
-        self, samples: list[Delivered[TokenSample]], draws: list[_Draws], rng: np.random.Generator
+        self, samples: list[DecodedSample[TokenSample]], draws: list[SampleRandomness], rng: np.random.Generator
     ) -> list[tuple[int, int]]:
         """Each caption with its own image and with another one's, of half of the samples, drawn by chance.
 
@@ -175,12 +175,12 @@ class BatchBuilder:
             pairs += [(a, a), (b, b), (c, c), (d, d)] if alike else [(a, a), (a, b), (b, b), (b, a)]
         return pairs
 
-    def _described(self, samples: list[Delivered[TokenSample]]) -> list[set[bytes]]:
+    def _described(self, samples: list[DecodedSample[TokenSample]]) -> list[set[bytes]]:
         """The captions of each image, cut as they are used."""
         return [_texts(sample.value.captions[:, : self._options.text_length]) for sample in samples]
 
     def _assemble(
-        self, texts: list[Delivered[TokenSample]], images: list[Delivered[TokenSample]], draws: list[_Draws]
+        self, texts: list[DecodedSample[TokenSample]], images: list[DecodedSample[TokenSample]], draws: list[SampleRandomness]
     ) -> MaskedBatch[np.ndarray]:
         lengths = np.array([self._layout.length(len(drawn.caption)) for drawn in draws], dtype=np.int64)
         padded = next(length for length in self.lengths if length >= lengths.max())
@@ -206,8 +206,8 @@ class BatchBuilder:
         arrays: dict[str, np.ndarray],
         labels: np.ndarray | None,
         row: int,
-        image: Delivered[TokenSample],
-        drawn: _Draws,
+        image: DecodedSample[TokenSample],
+        drawn: SampleRandomness,
     ) -> None:
         """Write one sequence into its row, and what is to be predicted into ``labels`` (int64 [L]; None: nothing is)."""
         ids, codes = self._vocabulary, image.value.codes

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch.utils.data
 
 from gptface_dist.data.pool import when_parent_ends
-from gptface_dist.data.stream import Block, BlockReader, Replaced
+from gptface_dist.data.stream import Block, BlockReader, Substitution
 from gptface_dist.errors import UserError
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ BAD_COUNTED_FROM = 1000
 
 
 @dataclass(frozen=True)
-class Deal:
+class BatchSharding:
     """How the global batch is dealt."""
 
     global_batch: int
@@ -88,17 +88,19 @@ class Position:
         return asdict(self)
 
 
-class _MicroBatches(torch.utils.data.Dataset[tuple[Item, list[Replaced]] | UserError], Generic[T, Item]):
+class _MicroBatches(torch.utils.data.Dataset[tuple[Item, list[Substitution]] | UserError], Generic[T, Item]):
     """This rank's micro-batches by number; every worker process opens its own reader.
 
     A :class:`UserError` is handed over as an item: torch would wrap one that is raised into a traceback of many lines.
     """
 
-    def __init__(self, reader: Callable[[], BlockReader[T]], collate: Callable[[list[Block[T]]], Item], deal: Deal, start: int):
+    def __init__(
+        self, reader: Callable[[], BlockReader[T]], collate: Callable[[list[Block[T]]], Item], deal: BatchSharding, start: int
+    ):
         self._make_reader, self._collate, self._deal, self._start = reader, collate, deal, start
         self._reader: BlockReader[T] | None = None
 
-    def __getitem__(self, number: int) -> tuple[Item, list[Replaced]] | UserError:
+    def __getitem__(self, number: int) -> tuple[Item, list[Substitution]] | UserError:
         if self._reader is None:
             self._reader = self._make_reader()
         try:
@@ -132,7 +134,7 @@ class Loader(Generic[T, Item]):
         self,
         reader: Callable[[], BlockReader[T]],
         collate: Callable[[list[Block[T]]], Item],
-        deal: Deal,
+        deal: BatchSharding,
         workers: int = 0,
         max_bad_fraction: float = 0.01,
     ):
@@ -188,7 +190,7 @@ class Loader(Generic[T, Item]):
                 items.append(item)
             yield items, Position(first + step * self._deal.blocks, order_id)
 
-    def read(self, step: int) -> tuple[list[Item], list[Replaced]]:
+    def read(self, step: int) -> tuple[list[Item], list[Substitution]]:
         """One step's micro-batches of this rank, counted from the run's beginning, and what was replaced in them."""
         dataset = _MicroBatches(self._reader, self._collate, self._deal, step * self._deal.blocks)
         items, replaced = [], []
@@ -200,7 +202,7 @@ class Loader(Generic[T, Item]):
             replaced += found[1]
         return items, replaced
 
-    def _count(self, replaced: list[Replaced]) -> None:
+    def _count(self, replaced: list[Substitution]) -> None:
         self.seen += self._deal.micro_batch
         for one in replaced:
             if one.skipped:

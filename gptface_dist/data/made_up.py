@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gptface_dist.data.stream import Block, Delivered, Origin
+from gptface_dist.data.stream import Block, DecodedSample, Provenance
 from gptface_dist.data.tokens import TokenSample
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
@@ -24,5 +24,5 @@ def made_up_block(
     for sample in range(number * size, (number + 1) * size):
         caption = rng.integers(vocabulary.text_size, size=(1, rng.integers(1, text_length + 1)), dtype=np.int32)
         codes = rng.integers(vocabulary.image_codes, size=grid).astype(np.uint16)
-        samples.append(Delivered(TokenSample(codes, caption), Origin("made up", "", f"{run}-{sample}", 0)))
+        samples.append(DecodedSample(TokenSample(codes, caption), Provenance("made up", "", f"{run}-{sample}", 0)))
     return Block(number, samples, [])

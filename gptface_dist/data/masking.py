@@ -5,9 +5,9 @@ the tokens are covered; each span is replaced by [MASK] (80 %), by random tokens
 Images are masked in two-dimensional blocks at a ratio cos(pi u / 2), u ~ U(0, 1), as in MaskGIT (Chang et al. 2022), which
 reaches 100 %: generation from nothing is trained. Both are reconstructions: GPTFace's own numbers are not public.
 
-Two shares of the samples are masked otherwise. 15 % of a text hardly trains captioning from nothing, so in ``caption_share``
+Two shares of the samples are masked otherwise. 15 % of a text hardly trains captioning from nothing, so in ``captioning_ratio``
 of them the text is masked by the cosine law and the image left whole. Classifier-free guidance (Ho and Salimans 2022) compares
-with a model that has seen images without text, so ``drop_share`` of them have no text.
+with a model that has seen images without text, so ``text_dropout`` of them have no text.
 """
 
 import functools
@@ -42,9 +42,9 @@ class MaskingOptions:
     """Fewest image tokens that a block aims at."""
     block_aspect: float = 3.0
     """Largest ratio of a block's sides."""
-    caption_share: float = 0.2
+    captioning_ratio: float = 0.2
     """Share of samples that train captioning: the image is left whole, the text masked by the cosine law, up to all of it."""
-    drop_share: float = 0.1
+    text_dropout: float = 0.1
     """Share of samples that are given an empty text, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
@@ -58,9 +58,10 @@ class MaskingOptions:
             raise UserError(
                 f"mask_share {self.mask_share} and random_share {self.random_share} must be shares that add up to 1 or less"
             )
-        if min(self.caption_share, self.drop_share) < 0 or self.caption_share + self.drop_share > 1:
+        if min(self.captioning_ratio, self.text_dropout) < 0 or self.captioning_ratio + self.text_dropout > 1:
             raise UserError(
-                f"caption_share {self.caption_share} and drop_share {self.drop_share} must be shares that add up to 1 or less"
+                f"captioning_ratio {self.captioning_ratio} and text_dropout {self.text_dropout} must be shares that add up to "
+                "1 or less"
             )
         if self.block_smallest < 1 or self.block_aspect < 1:
             raise UserError(f"block_smallest and block_aspect must be at least 1: {self.block_smallest}, {self.block_aspect}")

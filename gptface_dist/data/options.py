@@ -44,5 +44,5 @@ class DataConfig:
     """Share of unreadable samples past which the run stops."""
 
     def __post_init__(self) -> None:
-        if self.batch.crossed_share and self.order.block % 4:
-            raise UserError(f"batch.crossed_share needs order.block to be a multiple of 4, got {self.order.block}")
+        if self.batch.hard_pair_ratio and self.order.block % 4:
+            raise UserError(f"batch.hard_pair_ratio needs order.block to be a multiple of 4, got {self.order.block}")

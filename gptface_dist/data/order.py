@@ -31,7 +31,7 @@ def random(*names: int | str) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleRef:
     """A sample's place in its source."""
 
     epoch: int
@@ -79,7 +79,7 @@ class SourceOrder:
         """The part ``[start, stop)`` of each epoch's sequence that a stream reads."""
         return stream * self._total // self._streams, (stream + 1) * self._total // self._streams
 
-    def place(self, stream: int, position: int) -> Place:
+    def place(self, stream: int, position: int) -> SampleRef:
         """The sample at a stream's position: 0, 1, 2, ... over all epochs."""
         low, high = self.stream_range(stream)
         epoch, offset = divmod(position, high - low)
@@ -92,7 +92,7 @@ class SourceOrder:
         size = min(self._window, segment_high - window_low)
         shuffled = self._permutation(epoch, stream, slot, window, size)
         sample = window_low + int(shuffled[in_epoch - window_low]) - int(starts[slot])
-        return Place(epoch, int(shards[slot]), sample, segment_high - segment_low)
+        return SampleRef(epoch, int(shards[slot]), sample, segment_high - segment_low)
 
     def _shuffled_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's shards in order, and where each begins in the epoch's sequence, with the end as last entry."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from gptface_dist.data.folder import ShardFile, ShardFolder, Unreadable
-from gptface_dist.data.order import Mixture, Place, SourceOrder
+from gptface_dist.data.order import Mixture, SampleRef, SourceOrder
 from gptface_dist.data.shards import Extent, Sidecar
 from gptface_dist.errors import UserError
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """Where a sample comes from."""
 
     source: str
@@ -37,14 +37,14 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Replaced:
+class Substitution:
     """A sample that was not delivered, and what stands in its place."""
 
-    origin: Origin
+    origin: Provenance
     """The sample that should have come."""
     reason: str
     """Why it did not."""
-    by: Origin
+    by: Provenance
     """The sample delivered instead."""
     skipped: bool
     """It is on the skip list: wanted, not counted as bad."""
@@ -54,7 +54,7 @@ class Replaced:
 class RawSample:
     """One sample's members, read when asked for."""
 
-    origin: Origin
+    origin: Provenance
     """Where it comes from."""
     shard: ShardFile
     """Its open shard."""
@@ -69,12 +69,12 @@ class RawSample:
 
 
 @dataclass(frozen=True)
-class Delivered(Generic[T]):
+class DecodedSample(Generic[T]):
     """A decoded sample with its origin."""
 
     value: T
     """What the decoder made of it."""
-    origin: Origin
+    origin: Provenance
     """Where it comes from."""
 
 
@@ -84,9 +84,9 @@ class Block(Generic[T]):
 
     number: int
     """Number of the block in the run."""
-    samples: list[Delivered[T]]
+    samples: list[DecodedSample[T]]
     """The samples, in order."""
-    replaced: list[Replaced]
+    replaced: list[Substitution]
     """Those of them that stand in for others."""
 
 
@@ -167,8 +167,8 @@ class BlockReader(Generic[T]):
         source, ordinal = self._mixture.locate(number)
         turn, stream = divmod(ordinal, self._options.streams)
         size = self._options.block
-        samples: list[Delivered[T]] = []
-        replaced: list[Replaced] = []
+        samples: list[DecodedSample[T]] = []
+        replaced: list[Substitution] = []
         for position in range(turn * size, (turn + 1) * size):
             sample, failure = self._deliver(source, stream, position)
             samples.append(sample)
@@ -176,10 +176,10 @@ class BlockReader(Generic[T]):
                 replaced.append(failure)
         return Block(number, samples, replaced)
 
-    def _deliver(self, source: int, stream: int, position: int) -> tuple[Delivered[T], Replaced | None]:
+    def _deliver(self, source: int, stream: int, position: int) -> tuple[DecodedSample[T], Substitution | None]:
         order = self._orders[source]
         low, high = order.stream_range(stream)
-        first: tuple[Origin, str, bool] | None = None
+        first: tuple[Provenance, str, bool] | None = None
         # The next one is looked for from the same place of the stream's next block on, so that a block does not get
         # a sample twice; past a shard that cannot be opened, from the same place of the stream's next shard.
         step, tried = self._options.block, 0
@@ -194,8 +194,8 @@ class BlockReader(Generic[T]):
             else:
                 try:
                     raw = RawSample(origin, opened.file, opened.sidecar.samples[place.sample][1])
-                    sample = Delivered(self._decode(raw), origin)
-                    return sample, None if first is None else Replaced(first[0], first[1], origin, first[2])
+                    sample = DecodedSample(self._decode(raw), origin)
+                    return sample, None if first is None else Substitution(first[0], first[1], origin, first[2])
                 except Unreadable as error:
                     reason, skipped, cost = str(error), False, 1
             first = first or (origin, reason, skipped)
@@ -206,10 +206,10 @@ class BlockReader(Generic[T]):
             f"{self._sources[source].folder.location}: no sample of stream {stream} can be read; first: {first[0]}: {first[1]}"
         )
 
-    def _origin(self, source: int, place: Place, opened: "_Opened | Unreadable") -> Origin:
+    def _origin(self, source: int, place: SampleRef, opened: "_Opened | Unreadable") -> Provenance:
         folder = self._sources[source].folder
         key = "" if isinstance(opened, Unreadable) else opened.sidecar.samples[place.sample][0]
-        return Origin(folder.location, folder.index.shards[place.shard].name, key, place.epoch)
+        return Provenance(folder.location, folder.index.shards[place.shard].name, key, place.epoch)
 
     def close(self) -> None:
         """Close all shards."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from gptface_dist.data.folder import ShardFile, ShardFolder, Unreadable
-from gptface_dist.data.loader import Deal, Loader, Position
+from gptface_dist.data.loader import BatchSharding, Loader, Position
 from gptface_dist.data.pictures import decode_captions, decode_pixels, picture_extension
 from gptface_dist.data.shards import Sidecar
-from gptface_dist.data.stream import Block, BlockReader, Origin, RawSample, Source, StreamOptions
+from gptface_dist.data.stream import Block, BlockReader, Provenance, RawSample, Source, StreamOptions
 from gptface_dist.errors import UserError
 from gptface_dist.tokenizers.processes import Processes
 
@@ -23,7 +23,7 @@ EVALUATION_BATCH = 16
 """Pictures decoded and compared together."""
 CPU = torch.device("cpu")
 
-Place = tuple[int, int]
+SampleRef = tuple[int, int]
 """Number of a shard in the index, and of a sample in the shard."""
 
 
@@ -35,7 +35,7 @@ def open_pictures(location: str) -> ShardFolder:
     return folder
 
 
-def spread(folder: ShardFolder, count: int) -> list[Place]:
+def spread(folder: ShardFolder, count: int) -> list[SampleRef]:
     """``count`` samples at even distances from the first on: the same ones for the same count."""
     total = folder.index.samples
     if not 0 < count <= total:
@@ -47,7 +47,7 @@ def spread(folder: ShardFolder, count: int) -> list[Place]:
     return [(int(shard), int(number - starts[shard])) for shard, number in zip(shards, numbers, strict=True)]
 
 
-def pictures_at(folder: ShardFolder, places: Sequence[Place], size: int) -> Iterator[Tensor]:
+def pictures_at(folder: ShardFolder, places: Sequence[SampleRef], size: int) -> Iterator[Tensor]:
     """The pictures at these places (sorted), float32 [B, 3, size, size] in [-1, 1]; unreadable ones are passed over."""
     found: list[np.ndarray] = []
     for shard in dict.fromkeys(shard for shard, _ in places):
@@ -106,7 +106,7 @@ class TrainingPictures:
             )
 
     @functools.cached_property
-    def places(self) -> list[Place]:
+    def places(self) -> list[SampleRef]:
         """Where the pictures are that are held out."""
         return spread(self.folder, self.held_out)
 
@@ -122,7 +122,7 @@ class TrainingPictures:
         Float32 [batch / processes, 3, size, size] in [-1, 1], on the process's device; the shares in the order of
         ranks are the global batch, which depends on the data, the seed and the step alone.
         """
-        deal = Deal(batch, processes.share(batch), block=1, rank=processes.rank, ranks=processes.count)
+        deal = BatchSharding(batch, processes.share(batch), block=1, rank=processes.rank, ranks=processes.count)
         loader = Loader(self._reader, _stack, deal, workers)
         for pictures, _ in loader.steps(Position(first_step * deal.blocks, self.order_id)):
             yield _to_tensor(pictures[0], processes.device)
@@ -164,7 +164,7 @@ def _unusable(folder: ShardFolder, shard: int, error: Unreadable) -> UserError:
 
 def _raw(folder: ShardFolder, shard: int, file: ShardFile, sidecar: Sidecar, sample: int) -> RawSample:
     key, extents = sidecar.samples[sample]
-    return RawSample(Origin(folder.location, folder.index.shards[shard].name, key, 0), file, extents)
+    return RawSample(Provenance(folder.location, folder.index.shards[shard].name, key, 0), file, extents)
 
 
 def _decode(raw: RawSample, size: int) -> np.ndarray:

@@ -35,7 +35,7 @@ def without_fp8(engine: Engine, layer: int) -> None:
 
 
 @dataclass
-class Given:
+class AttentionInputs:
     """What one layer's attention was given: this rank's heads of B sequences."""
 
     q: Tensor
@@ -50,7 +50,7 @@ class Given:
     """[B, L, N, D]: the output's gradient, once the backward pass was there."""
 
 
-class AttentionProbe:
+class AttentionRecorder:
     """Keeps what attention is given in the first micro-batch of a step, on the ranks that are data-parallel rank 0.
 
     All tensor- and pipeline-parallel ranks keep their heads and layers; recomputation does not matter. It takes the memory of
@@ -59,7 +59,7 @@ class AttentionProbe:
 
     def __init__(self, engine: Engine, sequences: int):
         self._engine, self._sequences = engine, sequences
-        self._given: dict[int, Given] = {}
+        self._given: dict[int, AttentionInputs] = {}
         self._norms: dict[int, list[Tensor]] = {}
         self._hooks: list[RemovableHandle] = []
 
@@ -80,13 +80,13 @@ class AttentionProbe:
     def _keep(self, layer: int, eps: float, _module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if layer in self._given:
             return  # A later micro-batch, or the same one computed again.
-        query, key, value, seen = inputs
+        query, key, value, attn_mask = inputs
         q, k, v = (x[:, : self._sequences].detach().transpose(0, 1).clone() for x in (query, key, value))
-        seen = None if seen is None else seen[: self._sequences]
+        attn_mask = None if attn_mask is None else attn_mask[: self._sequences]
         if layer in self._norms:
             of_q, of_k = self._norms.pop(layer)
             q, k = QkNorm(of_q, of_k, eps)(q, k)
-        self._given[layer] = given = Given(q, k, v, lengths(q, seen))
+        self._given[layer] = given = AttentionInputs(q, k, v, lengths(q, attn_mask))
 
         def keep_gradient(gradient: Tensor) -> None:
             given.dout = gradient[:, : self._sequences].transpose(0, 1).reshape(q.shape).clone()

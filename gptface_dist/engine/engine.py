@@ -15,12 +15,12 @@ from gptface_dist.checkpoint.local_shard import WEIGHTS
 from gptface_dist.engine import deepspeed_patches, last_stage, schedule, zero
 from gptface_dist.engine.allgather_counter import AllGatherCounter
 from gptface_dist.engine.replicated import Replicated
-from gptface_dist.engine.schedule import Chunks, MicroBatch, Turn
+from gptface_dist.engine.schedule import MicroBatch, ModelChunk, ModelChunks
 from gptface_dist.engine.state import EngineState
 from gptface_dist.model.dropout import Masks
 from gptface_dist.model.flops import Work
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.parameters import Parameter
+from gptface_dist.model.parameters import ParameterSpec
 from gptface_dist.model.reference_batch import ReferenceBatch
 from gptface_dist.objectives.objective import Objective
 from gptface_dist.parallel import libraries, specs
@@ -73,33 +73,35 @@ class Engine:
         engine: EngineOptions = EngineOptions(),  # noqa: B008 (frozen)
     ):
         deepspeed_patches.check_version()
-        libraries.without_cuda()
-        self.objective, self.layout, self.clip = objective, layout, optimizer.clip
+        libraries.patch_megatron_for_cpu()
+        self.objective, self.layout, self.max_grad_norm = objective, layout, optimizer.max_grad_norm
         self._seed = seed
         self.steps = 0
         """Optimizer steps done, of which dropout is a function: a run that resumes sets it."""
         self.device = host.device()
         self._weights = torch.tensor(list(objective.weights.values()), dtype=torch.float64)
         self._device_weights = host.to_device(self._weights.float(), self.device)
-        self.table: dict[str, Parameter] = {p.name: p for p in objective.parameters(options, vocabulary)}
+        self.table: dict[str, ParameterSpec] = {p.name: p for p in objective.parameters(options, vocabulary)}
         self._config = megatron_config(options, layout, engine)
         rank = groups.get_pipeline_model_parallel_rank()
         self.stages = [
-            Stage(objective, options, vocabulary, layout, self._config, engine, layout.chunk(rank, turn)).to(self.device)
-            for turn in range(layout.vpp)
+            Stage(objective, options, vocabulary, layout, self._config, engine, layout.chunk(rank, vp_stage)).to(self.device)
+            for vp_stage in range(layout.vpp)
         ]
         self._load(seed)
         self._tied = [stage.tied_gradient(self.device) for stage in self.stages]
         self._gathers = AllGatherCounter() if layout.zero == 3 else None
         self._decide: Callable[[Tensor], float] = lambda norm: 1.0
-        self.engine = self._shard(optimizer, engine)
-        self.state = EngineState(self.engine, layout, self.named_parameters())
+        self.zero = self._shard(optimizer, engine)
+        self.state = EngineState(self.zero, layout, self.named_parameters())
         """Master weights, moments and the running average, where they lie."""
         if engine.dtype != "float32":
             self._load_masters(seed)
-        self._turns = [Turn(self.engine, stage, turn, self._config) for turn, stage in enumerate(self.stages)]
+        self._model_chunks = [
+            ModelChunk(self.zero, stage, vp_stage, self._config) for vp_stage, stage in enumerate(self.stages)
+        ]
 
-    def named_parameters(self) -> Iterator[tuple[Parameter, nn.Parameter]]:
+    def named_parameters(self) -> Iterator[tuple[ParameterSpec, nn.Parameter]]:
         """This rank's parameters with their entries in the table; a stage's copy of tied weights included."""
         for stage in self.stages:
             for name, parameter in stage.named_parameters():
@@ -110,15 +112,15 @@ class Engine:
         with torch.no_grad():
             for entry, parameter in self.named_parameters():
                 whole = entry.initial(seed)
-                parameter.copy_(whole if entry.cut is None else entry.cut.shard(whole, rank, size))
+                parameter.copy_(whole if entry.sharding is None else entry.sharding.shard(whole, rank, size))
 
     def _load_masters(self, seed: int) -> None:
         """Give the optimizer's float32 weights the initial values themselves: what was made of the model's is rounded."""
-        for region in self.state.regions():
-            whole = region.entry.initial(seed)
-            cut = region.entry.cut
-            shard = whole if cut is None else cut.shard(whole, region.rank, region.size)
-            region.values[WEIGHTS].copy_(shard.flatten()[region.held.start : region.held.stop])
+        for local_shard in self.state.local_shards():
+            whole = local_shard.entry.initial(seed)
+            cut = local_shard.entry.sharding
+            shard = whole if cut is None else cut.shard(whole, local_shard.rank, local_shard.size)
+            local_shard.values[WEIGHTS].copy_(shard.flatten()[local_shard.local_range.start : local_shard.local_range.stop])
 
     def _shard(self, optimizer: OptimizerOptions, engine: EngineOptions) -> Any:
         decayed: list[nn.Parameter] = []
@@ -129,12 +131,12 @@ class Engine:
             # Each value counts once in the gradient norm: a shard where it is, a replica on the first tensor-parallel
             # rank, tied words on the first stage.
             copy = entry.tied and last_copy
-            here = entry.cut is not None or groups.get_tensor_model_parallel_rank() == 0
+            here = entry.sharding is not None or groups.get_tensor_model_parallel_rank() == 0
             parameter.tensor_model_parallel = False  # type: ignore[attr-defined]
             # ZeRO-3 and Replicated ask the first of these, ZeRO-1 and -2 also the second.
             parameter.model_parallel = here and not copy  # type: ignore[attr-defined]
             parameter.ds_pipe_replicated = copy  # type: ignore[attr-defined]
-        chunks = Chunks(self.stages)
+        chunks = ModelChunks(self.stages)
         param_groups = [
             {"params": kept, "weight_decay": decay}
             for kept, decay in ((decayed, optimizer.weight_decay), (others, 0.0))
@@ -144,10 +146,10 @@ class Engine:
             param_groups, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps
         )
         if self.layout.zero == 0:
-            replicated = Replicated(chunks, adam, optimizer.clip)
+            replicated = Replicated(chunks, adam, optimizer.max_grad_norm)
             replicated.decide = lambda norm: self._decide(norm)
             return replicated
-        sharded = zero.shard(chunks, adam, self.layout, optimizer.clip, engine.torch_dtype)
+        sharded = zero.shard(chunks, adam, self.layout, optimizer.max_grad_norm, engine.torch_dtype)
         deepspeed_patches.pause_before_update(sharded.optimizer, self.layout.zero, lambda norm: self._decide(norm))
         return sharded
 
@@ -165,18 +167,18 @@ class Engine:
         return counts
 
     def _scale(self, counts: Tensor) -> Tensor:
-        """Factors float32 [terms] that turn this rank's summed losses into its part of the global mean losses."""
+        """Factors float32 [terms] that vp_stage this rank's summed losses into its part of the global mean losses."""
         # The engine averages gradients over data-parallel ranks; these are parts of a sum.
         return self._device_weights / counts[: len(self._weights)].clamp(min=1) * self.layout.dp
 
     def _run(self, batches: list[PaddedBatch[Tensor]], scale: Tensor, forward_only: bool) -> Tensor:
         """Sums float64 [terms, 3] of the global batch; gradients, unless ``forward_only``, stay in the engine."""
-        self.engine.train(not forward_only)
+        self.zero.train(not forward_only)
         masks = self._masks(batches, dropping=not forward_only)
         constants = self._survey(batches, masks) if self.objective.surveys else [{} for _ in batches]
         finishes = [functools.partial(last_stage.losses, self.objective, scale, each) for each in constants]
         micro_batches = [MicroBatch(*each) for each in zip(batches, finishes, masks, strict=True)]
-        sums = schedule.run(self._turns, micro_batches, forward_only)
+        sums = schedule.run(self._model_chunks, micro_batches, forward_only)
         return self._everywhere(sum(sums, torch.zeros(len(self._weights), 3, dtype=torch.float64, device=self.device)))
 
     @torch.no_grad()
@@ -184,7 +186,7 @@ class Engine:
         """The objective's constants for each micro-batch, from a forward pass of them all; nothing but on the last stage."""
         finish = functools.partial(last_stage.survey, self.objective)
         micro_batches = [MicroBatch(batch, finish, drop) for batch, drop in zip(batches, masks, strict=True)]
-        surveyed = schedule.run(self._turns, micro_batches, forward_only=True)
+        surveyed = schedule.run(self._model_chunks, micro_batches, forward_only=True)
         if not surveyed:
             return [{} for _ in batches]
         # Ranks of the group are in the order of samples: each has consecutive ones of the global batch.
@@ -220,11 +222,13 @@ class Engine:
 
     def _add_tied(self) -> None:
         """Add the parts of the word embeddings' gradient and hand the sum to the engine."""
-        mine: list[tuple[int, TiedGradient]] = [(turn, tied) for turn, tied in enumerate(self._tied) if tied is not None]
-        for turn, tied in mine:
+        mine: list[tuple[int, TiedGradient]] = [
+            (vp_stage, tied) for vp_stage, tied in enumerate(self._tied) if tied is not None
+        ]
+        for vp_stage, tied in mine:
             if self.layout.pp > 1 and self.objective.predicts_tokens:
                 dist.all_reduce(tied.sum, group=groups.get_embedding_group())
-            deepspeed_patches.begin_backward(self.engine(turn, None), self.engine).backward()
+            deepspeed_patches.begin_backward(self.zero(vp_stage, None), self.zero).backward()
             tied.sum.zero_()
 
     def step(self, batches: list[PaddedBatch[Tensor]], before_update: BeforeUpdate = lambda result: 1.0) -> StepResult:
@@ -244,8 +248,8 @@ class Engine:
             return before_update(results[0])
 
         self._decide = decide
-        self.engine.step()
-        deepspeed_patches.forget_gradients(self.engine)
+        self.zero.step()
+        deepspeed_patches.forget_gradients(self.zero)
         self.steps += 1
         return results[0]
 
@@ -270,9 +274,11 @@ class Engine:
         Under sequence parallelism, the batch's length must be a multiple of the tensor-parallel size.
         """
         micro_batch = MicroBatch(batch.tensors(self.device), functools.partial(last_stage.reference_outputs, self.objective))
-        self.engine.train(False)
+        self.zero.train(False)
         # Interleaved schedules want a multiple of the stages; the same batch is as good as any.
-        outputs = schedule.run(self._turns, [micro_batch] * (self.layout.pp if self.layout.vpp > 1 else 1), forward_only=True)
+        outputs = schedule.run(
+            self._model_chunks, [micro_batch] * (self.layout.pp if self.layout.vpp > 1 else 1), forward_only=True
+        )
         answer: list[Any] = [{name: output.cpu() for name, output in outputs[0].items()} if outputs else None]
         if self.layout.pp > 1:
             last = groups.get_pipeline_model_parallel_last_rank()
@@ -285,11 +291,11 @@ class Engine:
 
         DeepSpeed 0.19.8's ZeRO-3 keeps its groups, and with them gloo's threads, all the same.
         """
-        self.engine.destroy()
+        self.zero.destroy()
 
     def set_lr(self, lr: float) -> None:
         """Learning rate of the following steps."""
-        for group in self.engine.optimizer.param_groups:
+        for group in self.zero.optimizer.param_groups:
             group["lr"] = lr
 
 

@@ -10,7 +10,7 @@ from megatron.core import parallel_state as groups
 from torch import Tensor, nn
 
 from gptface_dist.engine.engine import Engine, StepResult
-from gptface_dist.model.parameters import Parameter
+from gptface_dist.model.parameters import ParameterSpec
 
 
 class GradientReader:
@@ -24,9 +24,9 @@ class GradientReader:
         self._engine = engine
         self._kept: dict[nn.Parameter, Tensor] = {}
         if engine.layout.zero in (1, 2):
-            engine.engine.optimizer.optimizer.register_step_pre_hook(self._read_flat)
+            engine.zero.optimizer.optimizer.register_step_pre_hook(self._read_flat)
 
-    def gradients(self) -> Iterator[tuple[Parameter, Tensor]]:
+    def gradients(self) -> Iterator[tuple[ParameterSpec, Tensor]]:
         """Table entry and float32 gradient of every parameter."""
         for entry, parameter in self._engine.named_parameters():
             yield entry, self._kept[parameter]
@@ -37,13 +37,13 @@ class GradientReader:
             for _entry, parameter in self._engine.named_parameters():
                 self._kept[parameter] = safe_get_full_grad(parameter).float().clone()
         elif self._engine.layout.zero == 0:
-            self._kept = {parameter: gradient.clone() for parameter, gradient in self._engine.engine.gradients.items()}
+            self._kept = {parameter: gradient.clone() for parameter, gradient in self._engine.zero.gradients.items()}
         return 1.0
 
     def _read_flat(self, adam: Any, *_: Any) -> None:
-        zero, group = self._engine.engine.optimizer, groups.get_data_parallel_group()
+        zero, group = self._engine.zero.optimizer, groups.get_data_parallel_group()
         norm = float(zero._global_grad_norm)
-        unclip = max(1.0, norm / self._engine.clip) if self._engine.clip > 0 else 1.0
+        unclip = max(1.0, norm / self._engine.max_grad_norm) if self._engine.max_grad_norm > 0 else 1.0
         for number, flat in enumerate(zero.single_partition_of_fp32_groups):
             if not any(flat is kept for used in adam.param_groups for kept in used["params"]):
                 continue

@@ -54,7 +54,7 @@ MODEL = ModelOptions(layers=4, hidden=16, heads=4, ffn=24, text_positions=32, ro
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to prove."""
+    """One thing to run_parity."""
 
     layout: Layout
     """How the model is laid out."""
@@ -87,7 +87,7 @@ class Case:
 
 
 @dataclass
-class Found:
+class ParityResult:
     """How far a layout is from the plain model: the worst of all steps and ranks."""
 
     layout: str
@@ -127,8 +127,8 @@ def batches(case: Case, step: int, device: torch.device | str = "cpu") -> list[P
     rng = np.random.default_rng([case.seed, step])
     made = []
     for number in range(case.micro_batches):
-        masking = MaskingOptions(caption_share=0.0, drop_share=1.0) if number == 2 else MaskingOptions()
-        batch = BatchOptions(text_length=TEXT_LENGTH, multiple_of=4)
+        masking = MaskingOptions(captioning_ratio=0.0, text_dropout=1.0) if number == 2 else MaskingOptions()
+        batch = BatchOptions(text_length=TEXT_LENGTH, pad_to_multiple_of=4)
         data = DataConfig("", [], order=StreamOptions(case.seed), masking=masking, batch=batch)
         block = made_up_block(rng, VOCABULARY, GRID, TEXT_LENGTH, number, case.size, str(step))
         made.append(case.objective.collate(data, VOCABULARY, GRID)([block]).tensors(device))
@@ -151,7 +151,7 @@ def plain_losses(case: Case, model: Transformer, step: int) -> list[LossSum]:
 
 
 @functools.lru_cache(maxsize=4)
-def truth(case: Case, optimizer: OptimizerOptions) -> list[tuple[float, float, dict[str, Tensor]]]:
+def reference_steps(case: Case, optimizer: OptimizerOptions) -> list[tuple[float, float, dict[str, Tensor]]]:
     """Loss, norm before clipping, and every gradient before clipping of the plain model, step by step.
 
     Nothing in it depends on the layout or on how steps are computed: cases that differ in these alone share it.
@@ -172,13 +172,13 @@ def truth(case: Case, optimizer: OptimizerOptions) -> list[tuple[float, float, d
         loss = sum((weight * each.loss / max(1, each.items) for each, weight in losses), torch.zeros(()))
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.max_grad_norm)
         adam.step()
         steps.append((loss.item(), norm.item(), gradients))
     return steps
 
 
-def compare(case: Case) -> Found:
+def compare(case: Case) -> ParityResult:
     """Run a case on this rank (process groups of its layout exist) and compare with the plain model."""
     from megatron.core import parallel_state as groups
 
@@ -189,16 +189,22 @@ def compare(case: Case) -> Found:
     # A large eps: AdamW would turn rounding noise in vanishing gradients into whole steps, and compare that.
     optimizer = OptimizerOptions(eps=1e-4)
     engine = Engine(case.objective, case.model, VOCABULARY, case.layout, case.seed, optimizer, case.engine)
-    for region in engine.state.regions():
-        whole = region.entry.initial(case.seed)
-        shard = whole if region.entry.cut is None else region.entry.cut.shard(whole, region.rank, region.size)
-        if not torch.equal(shard.flatten()[region.held.start : region.held.stop], region.values[WEIGHTS].cpu()):
-            raise RuntimeError(f"{case}: the optimizer's {region.entry.name} does not begin with its initial value")
+    for local_shard in engine.state.local_shards():
+        whole = local_shard.entry.initial(case.seed)
+        shard = (
+            whole
+            if local_shard.entry.sharding is None
+            else local_shard.entry.sharding.shard(whole, local_shard.rank, local_shard.size)
+        )
+        if not torch.equal(
+            shard.flatten()[local_shard.local_range.start : local_shard.local_range.stop], local_shard.values[WEIGHTS].cpu()
+        ):
+            raise RuntimeError(f"{case}: the optimizer's {local_shard.entry.name} does not begin with its initial value")
     reader = GradientReader(engine)
-    found = Found(str(case), tolerance=case.tolerance or TOLERANCE[case.engine.dtype])
+    found = ParityResult(str(case), tolerance=case.tolerance or TOLERANCE[case.engine.dtype])
     rank, each = groups.get_data_parallel_rank(), case.micro_batches // case.layout.dp
     plain = replace(case, layout=Layout(zero=0), engine=EngineOptions(), tolerance=None)
-    for step, (loss, norm, wanted) in enumerate(truth(plain, optimizer)):
+    for step, (loss, norm, wanted) in enumerate(reference_steps(plain, optimizer)):
         mine = batches(case, step, engine.device)[rank * each : (rank + 1) * each]
         result = engine.step(mine, reader.before_update)
         found.losses.append(result.loss)
@@ -207,8 +213,8 @@ def compare(case: Case) -> Found:
         found.norm = max(found.norm, abs(result.grad_norm - norm) / norm)
         for entry, gradient in reader.gradients():
             whole = wanted[entry.name]
-            if entry.cut is not None:
-                whole = entry.cut.shard(whole, groups.get_tensor_model_parallel_rank(), case.layout.tp)
+            if entry.sharding is not None:
+                whole = entry.sharding.shard(whole, groups.get_tensor_model_parallel_rank(), case.layout.tp)
             error = float((gradient.cpu() - whole).norm() / max(float(whole.norm()), FLOOR[case.engine.dtype] * norm))
             found.compared += 1
             if not error <= found.gradient:
@@ -220,7 +226,7 @@ def compare(case: Case) -> Found:
 def work(rank_info: RankInfo, cases: list[Case], out: str, timeout_s: float = 300) -> None:
     """One process, for all cases of a world size; rank 0 writes the worst of all ranks after each case."""
     # DeepSpeed and megatron-core greet on import, eight times over; these processes have nothing else to say.
-    with libraries.hushed():
+    with libraries.quiet_imports():
         libraries.import_libraries()
         from gptface_dist.engine import engine
         from gptface_dist.parallel import groups
@@ -244,7 +250,7 @@ def work(rank_info: RankInfo, cases: list[Case], out: str, timeout_s: float = 30
         groups.stop()
 
 
-def prove(cases: list[Case], out: Path) -> list[Found]:
+def run_parity(cases: list[Case], out: Path) -> list[ParityResult]:
     """Compare every case, the smallest worlds first; results also go to ``out``.
 
     Processes are spawned once a world size, not once for all: ZeRO-3 leaves threads behind (:meth:`Engine.close`).
@@ -257,4 +263,4 @@ def prove(cases: list[Case], out: Path) -> list[Found]:
     for world in sorted({case.layout.world for case in cases}):
         mine = [case for case in cases if case.layout.world == world]
         spawn(work, world, mine, str(out))
-    return [Found(**json.loads(line)) for line in out.read_text(encoding="utf-8").splitlines()]
+    return [ParityResult(**json.loads(line)) for line in out.read_text(encoding="utf-8").splitlines()]

@@ -29,9 +29,9 @@ class Replicated:
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, clip: float, bucket: int = BUCKET):
-        self.module, self.clip = module, clip
+        self.module, self.max_grad_norm = module, clip
         self.decide: Callable[[Tensor], float] = lambda norm: 1.0
-        """Given the gradient's norm (float64 scalar on the device), the factor of the clipped gradient; 0 skips the update."""
+        """From the gradient's norm (float64 scalar, on the device), the factor of the clipped gradient; 0 skips the update."""
         self.masters: dict[nn.Parameter, Tensor] = {}
         """Parameter -> the float32 weights that the optimizer updates: the parameter itself where it is float32."""
         self.gradients: dict[nn.Parameter, Tensor] = {}
@@ -70,8 +70,10 @@ class Replicated:
 
     def _update(self, norm: Tensor, factor: float) -> None:
         # On the device: to ask it whether anything is to be clipped would keep the optimizer waiting.
-        clip = torch.where(norm > self.clip, self.clip / (norm + 1e-6), 1.0) if self.clip > 0 else 1.0
-        if self.clip > 0 or factor != 1:
+        clip = (
+            torch.where(norm > self.max_grad_norm, self.max_grad_norm / (norm + 1e-6), 1.0) if self.max_grad_norm > 0 else 1.0
+        )
+        if self.max_grad_norm > 0 or factor != 1:
             for bucket in self.buckets:
                 bucket.mul_(clip * factor)
         for parameter, master in self.masters.items():

@@ -28,30 +28,30 @@ class MicroBatch:
     """What dropout drops; None drops nothing."""
 
 
-class Chunks(nn.Module):
+class ModelChunks(nn.Module):
     """The model chunks of one pipeline rank under one engine."""
 
     def __init__(self, stages: list[Stage]):
         super().__init__()
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, turn: int, micro_batch: MicroBatch | None) -> Any:
-        """The ``turn``-th chunk on a micro-batch; without one, the scalar that hands over the tied words' gradient."""
-        stage = cast(Stage, self.stages[turn])
+    def forward(self, vp_stage: int, micro_batch: MicroBatch | None) -> Any:
+        """The ``vp_stage``-th chunk on a micro-batch; without one, the scalar that hands over the tied words' gradient."""
+        stage = cast(Stage, self.stages[vp_stage])
         if micro_batch is None:
             return stage.tied_scalar()
         return stage(micro_batch.batch, micro_batch.finish, micro_batch.masks)
 
 
-class Turn(nn.Module):
+class ModelChunk(nn.Module):
     """One model chunk as megatron-core's schedules want to see it."""
 
-    def __init__(self, engine: Any, stage: Stage, turn: int, config: Any):
+    def __init__(self, engine: Any, stage: Stage, vp_stage: int, config: Any):
         super().__init__()
         # Kept out of this module's own submodules: the engine owns the parameters.
         self.__dict__.update(engine=engine, stage=stage)
-        self.vp_stage: int | None = turn if config.virtual_pipeline_model_parallel_size else None
-        self.turn, self.config, self.model_type = turn, config, ModelType.encoder_or_decoder
+        self.vp_stage: int | None = vp_stage if config.virtual_pipeline_model_parallel_size else None
+        self.vp_stage, self.config, self.model_type = vp_stage, config, ModelType.encoder_or_decoder
 
     def set_input_tensor(self, received: list[Tensor | None]) -> None:
         """Called by the schedule: what the chunk before this one sent."""
@@ -60,26 +60,26 @@ class Turn(nn.Module):
     def forward(self, micro_batch: MicroBatch) -> Any:
         """A micro-batch -> hidden states, or what it finishes with on the last chunk."""
         engine = self.__dict__["engine"]
-        output = engine(self.turn, micro_batch)
+        output = engine(self.vp_stage, micro_batch)
         if self.__dict__["stage"].last:
             loss, collected = output
             return deepspeed_patches.begin_backward(loss, engine), collected
         return deepspeed_patches.begin_backward(output, engine)
 
 
-def run(turns: list[Turn], micro_batches: list[MicroBatch], forward_only: bool) -> list[Any]:
+def run(model_chunks: list[ModelChunk], micro_batches: list[MicroBatch], forward_only: bool) -> list[Any]:
     """All micro-batches forward, and backward too unless ``forward_only``; gradients stay in the engine.
 
     Returns what each collected, in order; nothing but on the last stage.
     """
     length = max(each.batch.length for each in micro_batches)
     padded = [replace(each, batch=each.batch.padded_to(length)) for each in micro_batches]
-    iterators = [iter(padded) for _ in turns]
+    iterators = [iter(padded) for _ in model_chunks]
     with libraries.schedules():
         collected: list[Any] = get_forward_backward_func()(
             forward_step_func=_forward_step,
-            data_iterator=iterators if len(turns) > 1 else iterators[0],
-            model=turns if len(turns) > 1 else turns[0],
+            data_iterator=iterators if len(model_chunks) > 1 else iterators[0],
+            model=model_chunks if len(model_chunks) > 1 else model_chunks[0],
             num_microbatches=len(padded),
             seq_length=length,
             micro_batch_size=padded[0].batch.rows,
@@ -88,7 +88,7 @@ def run(turns: list[Turn], micro_batches: list[MicroBatch], forward_only: bool) 
     return collected
 
 
-def _forward_step(micro_batches: Iterator[MicroBatch], model: Turn) -> Any:
+def _forward_step(micro_batches: Iterator[MicroBatch], model: ModelChunk) -> Any:
     output = model(next(micro_batches))
     if not isinstance(output, tuple):
         return output, None

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state as groups
 from torch import Tensor, nn
 
-from gptface_dist.checkpoint.local_shard import AVERAGE, WEIGHTS, Region
-from gptface_dist.model.parameters import Parameter
+from gptface_dist.checkpoint.local_shard import EMA, WEIGHTS, LocalShard
+from gptface_dist.model.parameters import ParameterSpec
 from gptface_dist.parallel.layout import Layout
 
 
@@ -23,11 +23,11 @@ class _Part:
     """A parameter's range in a buffer."""
 
     parameter: nn.Parameter
-    held: range
+    local_range: range
     """Elements of the flattened parameter."""
     at: int
     """Where they begin in the buffer."""
-    share: range
+    owned_range: range
     """Those of them that this data-parallel rank writes to a checkpoint."""
 
 
@@ -37,11 +37,11 @@ class _Buffer:
 
     masters: Tensor
     parts: list[_Part] = field(default_factory=list)
-    average: Tensor | None = None
+    ema: Tensor | None = None
 
 
 class EngineState:
-    """What this rank holds of the training state; satisfies :class:`gptface_dist.checkpoint.local_shard.State`.
+    """What this rank holds of the training state; satisfies :class:`gptface_dist.checkpoint.local_shard.OptimizerStateView`.
 
     Args:
         zero: DeepSpeed's engine, or :class:`gptface_dist.engine.replicated.Replicated`.
@@ -49,13 +49,13 @@ class EngineState:
         parameters: this rank's, with their entries in the table.
     """
 
-    def __init__(self, zero: Any, layout: Layout, parameters: Iterable[tuple[Parameter, nn.Parameter]]):
+    def __init__(self, zero: Any, layout: Layout, parameters: Iterable[tuple[ParameterSpec, nn.Parameter]]):
         self._layout = layout
         self._inner: Any = zero if layout.zero == 0 else zero.optimizer
         self._adam: torch.optim.Optimizer = self._inner.optimizer
         find = {0: self._replicated, 1: self._flat, 2: self._flat, 3: self._sharded}[layout.zero]
         self._buffers = list(find())
-        self._entries: dict[nn.Parameter, Parameter] = {parameter: entry for entry, parameter in parameters}
+        self._entries: dict[nn.Parameter, ParameterSpec] = {parameter: entry for entry, parameter in parameters}
         for buffer in self._buffers:
             self._moments(buffer)
 
@@ -69,26 +69,26 @@ class EngineState:
         for buffer in self._buffers:
             self._adam.state[buffer.masters]["step"].fill_(number)
 
-    def regions(self) -> list[Region]:
+    def local_shards(self) -> list[LocalShard]:
         """All that this rank holds."""
         rank = groups.get_tensor_model_parallel_rank()
         found = []
         for buffer in self._buffers:
             moments = self._moments(buffer)
-            values = {WEIGHTS: buffer.masters.detach(), "moment1": moments["exp_avg"], "moment2": moments["exp_avg_sq"]}
-            if buffer.average is not None:
-                values[AVERAGE] = buffer.average
+            values = {WEIGHTS: buffer.masters.detach(), "exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
+            if buffer.ema is not None:
+                values[EMA] = buffer.ema
             for part in buffer.parts:
                 entry = self._entries[part.parameter]
                 found.append(
-                    Region(
+                    LocalShard(
                         entry=entry,
                         shard=_shape(part.parameter),
                         rank=rank,
                         size=self._layout.tp,
-                        held=part.held,
-                        written=part.share if self._writes(entry, rank) else part.held[:0],
-                        values={k: v.view(-1)[part.at : part.at + len(part.held)] for k, v in values.items()},
+                        local_range=part.local_range,
+                        owned_range=part.owned_range if self._writes(entry, rank) else part.local_range[:0],
+                        values={k: v.view(-1)[part.at : part.at + len(part.local_range)] for k, v in values.items()},
                     )
                 )
         return found
@@ -108,22 +108,22 @@ class EngineState:
                 rounded.data.copy_(masters.data)
             self._inner.checkpoint_event_epilogue()
 
-    def begin_average(self) -> None:
+    def begin_ema(self) -> None:
         """The running average begins anew, as the weights now are."""
         for buffer in self._buffers:
-            buffer.average = buffer.masters.detach().clone()
+            buffer.ema = buffer.masters.detach().clone()
 
     @torch.no_grad()
-    def update_average(self, decay: float) -> None:
+    def update_ema(self, decay: float) -> None:
         """``average <- decay * average + (1 - decay) * weights``, of what this rank holds."""
         for buffer in self._buffers:
-            assert buffer.average is not None
-            buffer.average.lerp_(buffer.masters.detach(), 1 - decay)
+            assert buffer.ema is not None
+            buffer.ema.lerp_(buffer.masters.detach(), 1 - decay)
 
-    def _writes(self, entry: Parameter, rank: int) -> bool:
+    def _writes(self, entry: ParameterSpec, rank: int) -> bool:
         """Whether this tensor-parallel and pipeline rank writes the parameter, of those that have it."""
         copy = entry.on_first_stage and not groups.is_pipeline_first_stage(ignore_virtual=True)
-        return not copy and (entry.cut is not None or rank == 0)
+        return not copy and (entry.sharding is not None or rank == 0)
 
     def _moments(self, buffer: _Buffer) -> dict[str, Tensor]:
         moments: dict[str, Tensor] = self._adam.state[buffer.masters]

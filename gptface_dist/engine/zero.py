@@ -19,7 +19,7 @@ PER_STEP = 10**15
 def shard(chunks: nn.Module, adam: torch.optim.Optimizer, layout: Layout, clip: float, dtype: torch.dtype) -> Any:
     """DeepSpeed's engine for ZeRO stage 1, 2 or 3. ``adam`` has the parameters of ``chunks``."""
     zero: dict[str, Any] = {"stage": layout.zero, "overlap_comm": False}
-    if layout.gathering == "per_step":
+    if not layout.reshard_after_forward:
         zero |= {"stage3_param_persistence_threshold": PER_STEP, "stage3_model_persistence_threshold": PER_STEP}
     else:
         # Every use gathers, and nothing is kept for the next: DeepSpeed would keep and fetch ahead by the order in which
@@ -47,7 +47,7 @@ def shard(chunks: nn.Module, adam: torch.optim.Optimizer, layout: Layout, clip: 
             },
             mpu=_Groups(),
         )
-    if layout.gathering == "per_step":
+    if not layout.reshard_after_forward:
         deepspeed_patches.keep_persistent(engine)
     return engine
 

@@ -90,7 +90,7 @@ class Generator:
     def from_release(cls, release: Release) -> "Generator":
         """Take text length and dropped captions from the training configuration in the release's card."""
         data = release.config.card.config.get("data", {})
-        longest, dropped = data.get("batch", {}).get("text_length"), data.get("masking", {}).get("drop_share")
+        longest, dropped = data.get("batch", {}).get("text_length"), data.get("masking", {}).get("text_dropout")
         if not isinstance(release.model, GPTFace):
             name = release.config.objective.name
             raise UserError(f"{release.path} was trained for {name}, which does not predict tokens: nothing can be generated")
@@ -249,7 +249,7 @@ class Generator:
         """:class:`UserError` where this model's training does not allow such guidance of pictures."""
         if guidance.classifier_free > 0 and not self._dropped_captions:
             raise UserError(
-                "the model was trained with a text for every image (data.masking.drop_share=0): "
+                "the model was trained with a text for every image (data.masking.text_dropout=0): "
                 "it cannot be guided classifier-free"
             )
 

@@ -68,32 +68,32 @@ class AttentionOptions:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: AttentionOptions, norm: QkNorm | None = None
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, options: AttentionOptions, norm: QkNorm | None = None
 ) -> Tensor:
     """softmax(Q K^T / sqrt(D)) V of [B, L, N, D] tensors, without dropout; ``norm`` is applied to Q and K first.
 
-    ``seen`` bool [B, 1, 1, L]: which tokens may be attended to; those of a sequence stand before its padding. None: all.
+    ``attn_mask`` bool [B, 1, 1, L]: which tokens may be attended to; those of a sequence stand before its padding. None: all.
     Returns [B, L, N, D]; what it holds at padding differs between the kernels and has no influence.
     """
     if options.in_fp8(q):
-        return fp8_attention(q, k, v, Sequences.padded(lengths(q, seen), q.shape[1]), options.fp8, norm)
+        return fp8_attention(q, k, v, Sequences.padded(lengths(q, attn_mask), q.shape[1]), options.fp8, norm)
     if norm is not None:
         q, k = norm(q, k)
-    return sdpa(q, k, v, seen)
+    return sdpa(q, k, v, attn_mask)
 
 
-def lengths(q: Tensor, seen: Tensor | None) -> Tensor:
+def lengths(q: Tensor, attn_mask: Tensor | None) -> Tensor:
     """Int [B]: tokens that may be attended to of each sequence of [B, L, N, D], by the mask of :func:`attend`."""
-    if seen is None:
+    if attn_mask is None:
         return torch.full((q.shape[0],), q.shape[1], dtype=torch.int32, device=q.device)
-    return seen.sum(-1).flatten()
+    return attn_mask.sum(-1).flatten()
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-    """PyTorch's attention of [B, L, N, D] tensors, as training calls it; ``seen`` as in :func:`attend`. [B, L, N, D]."""
+def sdpa(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
+    """PyTorch's attention of [B, L, N, D] tensors, as training calls it; ``attn_mask`` as in :func:`attend`. [B, L, N, D]."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     with sdpa_priority(q):
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
     return attended.transpose(1, 2)
 
 

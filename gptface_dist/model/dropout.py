@@ -1,6 +1,6 @@
 """Dropout whose choices are a function of what is dropped alone: no layout, recomputation or restart changes them.
 
-Whether an element is kept is decided by a hash of (seed, step, number of the sequence in the global batch, layer, place,
+Whether an element is kept is decided by a hash of (seed, step, number of the sequence in the global batch, layer, site,
 position, element). So a shard of a sequence or of heads computes its part of the whole model's choices without drawing the
 rest, no random state is there to be saved, and CPUs and GPUs choose alike. It costs some twenty integer operations an element:
 more than torch's own dropout, and nothing where the probability is 0.
@@ -17,7 +17,7 @@ from gptface_dist.hashing import stable_hash
 _WORD = 0xFFFFFFFF
 _STRIDE = 0x9E3779B1
 EMBEDDINGS, WEIGHTS, ATTENTION, FEED_FORWARD = range(4)
-"""Places of dropout: on embeddings, on attention weights, and on what attention and feed-forward network add."""
+"""Sites of dropout: on embeddings, on attention weights, and on what attention and feed-forward network add."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,25 @@ class Masks:
         """The choices for another layer."""
         return replace(self, layer=layer)
 
-    def keep(self, chance: float, place: int, sequences: Tensor, *rows: Tensor, elements: int) -> Tensor:
+    def keep(self, chance: float, site: int, sequences: Tensor, *rows: Tensor, elements: int) -> Tensor:
         """Bool [.., elements]: what is kept, each with probability ``1 - chance``.
 
         ``sequences`` int64 are numbers within the micro-batch; with the other ``rows`` (positions, heads) they broadcast to
         the leading axes.
         """
-        key = stable_hash(f"{self.seed} {self.step} {self.layer} {place}", 4)
+        key = stable_hash(f"{self.seed} {self.step} {self.layer} {site}", 4)
         state = _mix(((sequences + self.first) * _STRIDE + key) & _WORD)
         for number in rows:
             state = _mix((state + number * _STRIDE) & _WORD)
         last = torch.arange(elements, device=sequences.device) * _STRIDE
         return _mix((state.unsqueeze(-1) + last) & _WORD) >= round(chance * 2**32)
 
-    def drop(self, x: Tensor, chance: float, place: int, sequences: Tensor, *rows: Tensor) -> Tensor:
+    def drop(self, x: Tensor, chance: float, site: int, sequences: Tensor, *rows: Tensor) -> Tensor:
         """``x`` [.., elements] with the elements that are not kept at zero, and the others scaled by ``1 / (1 - chance)``."""
-        kept = self.keep(chance, place, sequences, *rows, elements=x.shape[-1])
+        kept = self.keep(chance, site, sequences, *rows, elements=x.shape[-1])
         return torch.where(kept, x * (1 / (1 - chance)), 0.0)
 
-    def hidden(self, x: Tensor, chance: float, place: int, sequence_axis: int, start: int = 0) -> Tensor:
+    def hidden(self, x: Tensor, chance: float, site: int, sequence_axis: int, start: int = 0) -> Tensor:
         """Dropout of hidden states: [B, L, H] with ``sequence_axis`` 0, [L, B, H] with 1.
 
         ``start``: the position of the first of the L, for a part of the sequence.
@@ -65,17 +65,17 @@ class Masks:
         count, length = x.shape[sequence_axis], x.shape[1 - sequence_axis]
         sequences = torch.arange(count, device=x.device).unsqueeze(1 - sequence_axis)
         positions = torch.arange(start, start + length, device=x.device).unsqueeze(sequence_axis)
-        return self.drop(x, chance, place, sequences, positions)
+        return self.drop(x, chance, site, sequences, positions)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, chance: float, masks: Masks, head: int = 0) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, chance: float, masks: Masks, head: int = 0) -> Tensor:
     """Attention with dropout of its weights, which no fused kernel draws as we do.
 
-    [B, N, L, D] each, bool [B, 1, 1, L] of tokens that are seen (None: all) -> [B, N, L, D]. ``head``: number of the first of
-    the N heads. The softmax is in float32.
+    [B, N, L, D] each, bool [B, 1, 1, L] of tokens that may be attended to (None: all) -> [B, N, L, D]. ``head``: number of the
+    first of the N heads. The softmax is in float32.
     """
     scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
-    weights = (scores if seen is None else scores.masked_fill(~seen, -torch.inf)).softmax(-1)
+    weights = (scores if attn_mask is None else scores.masked_fill(~attn_mask, -torch.inf)).softmax(-1)
     batch, heads, length, _ = q.shape
     sequences = torch.arange(batch, device=q.device)[:, None, None]
     numbers = torch.arange(head, head + heads, device=q.device)[None, :, None]

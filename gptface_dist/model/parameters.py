@@ -19,7 +19,7 @@ LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class Cut:
+class TensorParallelSharding:
     """How tensor parallelism divides a parameter: rank ``t`` of ``T`` has the ``t``-th of ``T`` ranges along ``axis``."""
 
     axis: int
@@ -56,7 +56,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Parameter:
+class ParameterSpec:
     """One parameter of the model."""
 
     name: str
@@ -65,7 +65,7 @@ class Parameter:
     """Global shape."""
     layer: int | None
     """Global layer it belongs to; None for embeddings (first stage) and heads (last stage)."""
-    cut: Cut | None
+    sharding: TensorParallelSharding | None
     """How tensor parallelism divides it; None where every rank has all of it."""
     std: float | None
     """Standard deviation of its initial values; None where they are all ``constant``."""
@@ -95,32 +95,32 @@ class Parameter:
         return torch.randn(self.shape, generator=generator) * self.std
 
 
-def cut(name: str, options: ModelOptions) -> Cut | None:
+def tensor_parallel_sharding(name: str, options: ModelOptions) -> TensorParallelSharding | None:
     """How tensor parallelism divides a parameter (Shoeybi et al. 2019): columns first, then rows."""
     if name == "embeddings.word.weight" or name == "token_head.bias":
-        return Cut(0)
+        return TensorParallelSharding(0)
     tail = LAYER.sub("", name)
     if tail in ("qkv.weight", "qkv.bias"):
-        return Cut(0)
+        return TensorParallelSharding(0)
     if tail in ("mlp_in.weight", "mlp_in.bias"):
-        return Cut(0, parts=2 if options.activation == "swiglu" else 1)
-    if tail in ("projection.weight", "mlp_out.weight"):
-        return Cut(1)
+        return TensorParallelSharding(0, parts=2 if options.activation == "swiglu" else 1)
+    if tail in ("out_proj.weight", "mlp_out.weight"):
+        return TensorParallelSharding(1)
     return None
 
 
-def parameters(model: Transformer) -> Iterator[Parameter]:
+def parameters(model: Transformer) -> Iterator[ParameterSpec]:
     """Every parameter of a plain model, which may be on torch's meta device, in its order."""
     for name, tensor in model.named_parameters():
         found = LAYER.match(name)
         owner, _, key = name.rpartition(".")
         declared = getattr(model.get_submodule(owner), "initial_values", {})
         std = None if key in declared else initial_std(name, model.options)
-        yield Parameter(
+        yield ParameterSpec(
             name=name,
             shape=tuple(tensor.shape),
             layer=int(found.group(1)) if found else None,
-            cut=cut(name, model.options),
+            sharding=tensor_parallel_sharding(name, model.options),
             std=std,
             constant=declared.get(key, 0.0 if key == "bias" else 1.0),
             decay=std is not None and not name.startswith("embeddings."),

@@ -29,7 +29,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.word = nn.Embedding(vocabulary_size, options.hidden)
         self.segment = nn.Embedding(SEGMENTS, options.hidden)
-        self.place = nn.Embedding(options.text_positions, options.hidden)
+        self.text_position = nn.Embedding(options.text_positions, options.hidden)
         self.row = nn.Embedding(options.rows, options.hidden)
         self.column = nn.Embedding(options.columns, options.hidden)
 
@@ -39,7 +39,7 @@ class Embeddings(nn.Module):
         first, second = positions.unbind(-1)
         # Each table is asked for index 0 where the other kind of position counts; the choice drops that row's gradient.
         zero = torch.zeros_like(first)
-        text_position = self.place(torch.where(image[..., 0], zero, first))
+        text_position = self.text_position(torch.where(image[..., 0], zero, first))
         row, column = (table(torch.where(image[..., 0], p, zero)) for table, p in ((self.row, first), (self.column, second)))
         return self.word(tokens) + self.segment(segments) + torch.where(image, row + column, text_position)
 
@@ -57,20 +57,20 @@ class Layer(nn.Module):
         if options.qk_norm:
             self.q_norm = nn.LayerNorm(options.head_size, eps)
             self.k_norm = nn.LayerNorm(options.head_size, eps)
-        self.projection = nn.Linear(hidden, hidden)
+        self.out_proj = nn.Linear(hidden, hidden)
         self.mlp_norm = nn.LayerNorm(hidden, eps)
         # swiglu: the first half of the rows is the gate, the second what it lets through.
         self.mlp_in = nn.Linear(hidden, options.ffn * (2 if options.activation == "swiglu" else 1))
         self.mlp_out = nn.Linear(options.ffn, hidden)
 
-    def forward(self, x_BLH: Tensor, seen: Tensor, masks: Masks | None = None) -> Tensor:
-        """[B, L, H] -> [B, L, H]; ``seen`` bool [B, 1, 1, L]: tokens that may be attended to (no padding)."""
-        attended = self.projection(self._attend(self.attention_norm(x_BLH), seen, masks))
+    def forward(self, x_BLH: Tensor, attn_mask: Tensor, masks: Masks | None = None) -> Tensor:
+        """[B, L, H] -> [B, L, H]; ``attn_mask`` bool [B, 1, 1, L]: tokens that may be attended to (no padding)."""
+        attended = self.out_proj(self._attend(self.attention_norm(x_BLH), attn_mask, masks))
         x_BLH = x_BLH + self._dropout(attended, ATTENTION, masks)
         added = self.mlp_out(self._activate(self.mlp_in(self.mlp_norm(x_BLH))))
         return x_BLH + self._dropout(added, FEED_FORWARD, masks)
 
-    def _attend(self, x_BLH: Tensor, seen: Tensor, masks: Masks | None = None) -> Tensor:
+    def _attend(self, x_BLH: Tensor, attn_mask: Tensor, masks: Masks | None = None) -> Tensor:
         batch, length, hidden = x_BLH.shape
         grouped = self.qkv(x_BLH).view(batch, length, self.options.heads, 3, self.options.head_size)
         q, k, v = (part.transpose(1, 2) for part in grouped.unbind(3))  # [B, N, L, D]
@@ -78,9 +78,9 @@ class Layer(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         dropout = self.options.attention_dropout if self.training else 0.0
         if dropout > 0 and masks is not None:
-            attended = attend(q, k, v, seen, dropout, masks)
+            attended = attend(q, k, v, attn_mask, dropout, masks)
         else:
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
         return attended.transpose(1, 2).reshape(batch, length, hidden)
 
     def _activate(self, x: Tensor) -> Tensor:
@@ -89,8 +89,8 @@ class Layer(nn.Module):
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate) * up
 
-    def _dropout(self, x_BLH: Tensor, place: int, masks: Masks | None) -> Tensor:
-        return hidden_dropout(x_BLH, self.options.hidden_dropout if self.training else 0.0, place, masks)
+    def _dropout(self, x_BLH: Tensor, site: int, masks: Masks | None) -> Tensor:
+        return hidden_dropout(x_BLH, self.options.hidden_dropout if self.training else 0.0, site, masks)
 
 
 class TokenHead(nn.Module):
@@ -163,11 +163,11 @@ class Transformer(nn.Module):
 
     def encode(self, x_BLH: Tensor, lengths: Tensor, masks: Masks | None = None) -> Tensor:
         """Embeddings [B, L, H], int64 [B] -> features [B, L, H]: :meth:`forward` for those who mix embeddings of their own."""
-        seen = torch.arange(x_BLH.shape[1], device=x_BLH.device) < lengths.unsqueeze(1)
+        attn_mask = torch.arange(x_BLH.shape[1], device=x_BLH.device) < lengths.unsqueeze(1)
         dropout = self.options.hidden_dropout if self.training else 0.0
         x_BLH = hidden_dropout(x_BLH, dropout, EMBEDDINGS, masks)
         for number, layer in enumerate(self.layers):
-            x_BLH = layer(x_BLH, seen[:, None, None, :], None if masks is None else masks.of_layer(number))
+            x_BLH = layer(x_BLH, attn_mask[:, None, None, :], None if masks is None else masks.of_layer(number))
         return self.final_norm(x_BLH)
 
     def token_logits(self, x_MH: Tensor, ids: range) -> Tensor:
@@ -196,9 +196,9 @@ class GPTFace(Transformer):
         return logits
 
 
-def hidden_dropout(x_BLH: Tensor, chance: float, place: int, masks: Masks | None) -> Tensor:
+def hidden_dropout(x_BLH: Tensor, chance: float, site: int, masks: Masks | None) -> Tensor:
     """Dropout of hidden states [B, L, H]."""
-    return F.dropout(x_BLH, chance) if masks is None else masks.hidden(x_BLH, chance, place, sequence_axis=0)
+    return F.dropout(x_BLH, chance) if masks is None else masks.hidden(x_BLH, chance, site, sequence_axis=0)
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,6 +210,6 @@ def initial_std(name: str, options: ModelOptions) -> float | None:
     """Standard deviation of the parameter's initial normal values; None for norms' weights (1) and all biases (0)."""
     if name.endswith("bias") or "norm" in name:
         return None
-    if name.endswith(("projection.weight", "mlp_out.weight")):
+    if name.endswith(("out_proj.weight", "mlp_out.weight")):
         return options.init_std / math.sqrt(2 * options.layers)
     return options.init_std

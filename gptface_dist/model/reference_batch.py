@@ -34,7 +34,7 @@ class ReferenceBatch(PaddedBatch[Tensor]):
 
 
 def reference_batch(
-    vocabulary: Vocabulary, grid: tuple[int, int], text_length: int, multiple_of: int = 1, seed: int = 0
+    vocabulary: Vocabulary, grid: tuple[int, int], text_length: int, pad_to_multiple_of: int = 1, seed: int = 0
 ) -> ReferenceBatch:
     """The fixed batch: random ids, captions from one token to the longest, images from unmasked to all masked.
 
@@ -42,12 +42,12 @@ def reference_batch(
         vocabulary: the joint ids.
         grid: rows and columns of image codes.
         text_length: longest caption in tokens.
-        multiple_of: what the padded length is a multiple of (sequence parallelism asks for that).
+        pad_to_multiple_of: what the padded length is a multiple of (sequence parallelism asks for that).
         seed: of ids and of what is masked.
     """
     rng, layout = np.random.default_rng(seed), SequenceLayout(vocabulary, grid)
     captions = [max(1, round(text_length * share)) for share in np.linspace(0, 1, SEQUENCES)]
-    arrays = empty_rows(vocabulary, SEQUENCES, -(-layout.length(text_length) // multiple_of) * multiple_of)
+    arrays = empty_rows(vocabulary, SEQUENCES, -(-layout.length(text_length) // pad_to_multiple_of) * pad_to_multiple_of)
     labels = np.full(arrays["tokens"].shape, IGNORE)
     for row, caption in enumerate(captions):
         text, codes = np.zeros(caption, dtype=np.int64), np.zeros(grid, dtype=np.int64)

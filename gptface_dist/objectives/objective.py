@@ -24,7 +24,7 @@ from gptface_dist.data.tokens import TokenDecoder
 from gptface_dist.errors import UserError
 from gptface_dist.model.flops import Work, transformer_flops
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.parameters import Parameter, parameters
+from gptface_dist.model.parameters import ParameterSpec, parameters
 from gptface_dist.model.plain import Transformer
 from gptface_dist.model.reference_batch import ReferenceBatch
 from gptface_dist.sequence import PaddedBatch
@@ -138,7 +138,7 @@ class Objective(ABC):
         x_BLH: Tensor = embeddings(batch.tokens, batch.segments, batch.positions)
         return x_BLH
 
-    def parameters(self, options: ModelOptions, vocabulary: Vocabulary) -> list[Parameter]:
+    def parameters(self, options: ModelOptions, vocabulary: Vocabulary) -> list[ParameterSpec]:
         """The model's table of parameters, without allocating any."""
         with torch.device("meta"):
             return list(parameters(self.model(options, vocabulary)))

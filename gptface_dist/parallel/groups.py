@@ -33,7 +33,7 @@ def join(rank_info: RankInfo, store: Any, timeout_s: float) -> None:
 
 def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
     """Process groups for a layout that was checked, in the world that was joined (:func:`join`)."""
-    libraries.without_cuda()
+    libraries.patch_megatron_for_cpu()
     # On CPUs DeepSpeed (0.19.8) would compile an all-reduce for inference first, for a minute, and where two installations
     # share a home folder, again each time they take turns. Training never calls it.
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False

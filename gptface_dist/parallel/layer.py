@@ -62,7 +62,7 @@ def megatron_config(options: ModelOptions, layout: Layout, engine: EngineOptions
     )
 
 
-class SharedNorm(nn.Module):
+class ReplicatedNorm(nn.Module):
     """LayerNorm whose weights every tensor-parallel rank has. With sequence parallelism each applies them to a part of the
     sequence, and their gradients are summed over the ranks in the backward pass, before the engine shards them.
     """
@@ -98,7 +98,7 @@ class HeadNorm(nn.Module):
         return copy_to_tensor_model_parallel_region(torch.stack([self.weight, self.bias]))
 
 
-class SharedBias:
+class RowParallelBias:
     """Before a row-parallel linear layer: its bias, added to a part of the sequence, gets the whole sequence's gradient."""
 
     config: TransformerConfig
@@ -111,7 +111,7 @@ class SharedBias:
         return output, bias
 
 
-def again_in_backward(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+def checkpointed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """``function(*inputs)``, of which the backward pass keeps the inputs alone and computes the rest again.
 
     It must not draw from a random generator: ours do not. megatron-core's own way saves CUDA's random states.
@@ -134,24 +134,24 @@ class CoreAttention(nn.Module):
         """Whether the backward pass attends again, rather than keep what attention computed."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
-        """[L, B, N, D] each, bool [B, 1, 1, L] of tokens that are seen (None: all) -> [L, B, N * D]."""
+        """[L, B, N, D] each, bool [B, 1, 1, L] of tokens that may be attended to (None: all) -> [L, B, N * D]."""
         # Here, so that recomputation does not ask ZeRO-3 for the weights again.
         norm = QkNorm(self.q_norm(), self.k_norm(), self.eps) if self.qk_norm else None
         if self.recompute:
-            return again_in_backward(self._attend, query, key, value, attention_mask, self.masks, norm)
+            return checkpointed(self._attend, query, key, value, attention_mask, self.masks, norm)
         return self._attend(query, key, value, attention_mask, self.masks, norm)
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, masks: Masks | None, norm: QkNorm | None
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, masks: Masks | None, norm: QkNorm | None
     ) -> Tensor:
         if masks is None or self.chance == 0:
             q, k, v = (x.transpose(0, 1) for x in (query, key, value))
-            return attend_undropped(q, k, v, seen, self.options, norm).transpose(0, 1).flatten(2)
+            return attend_undropped(q, k, v, attn_mask, self.options, norm).transpose(0, 1).flatten(2)
         if norm is not None:
             query, key = norm(query, key)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         first = groups.get_tensor_model_parallel_rank() * q.shape[1]
-        attended = attend(q, k, v, seen, self.chance, masks, first)
+        attended = attend(q, k, v, attn_mask, self.chance, masks, first)
         return attended.permute(2, 0, 1, 3).flatten(2)
 
 
@@ -161,8 +161,8 @@ class BiasDropoutAdd:
     megatron-core asks for this once a sublayer and calls what it gets.
     """
 
-    def __init__(self, place: int, config: TransformerConfig):
-        self.place, self.sequence_parallel = place, config.sequence_parallel
+    def __init__(self, site: int, config: TransformerConfig):
+        self.site, self.sequence_parallel = site, config.sequence_parallel
         self.masks: Masks | None = None
         """What dropout drops in the present micro-batch; None drops nothing."""
 
@@ -175,7 +175,7 @@ class BiasDropoutAdd:
         x = x if bias is None else x + bias
         if self.masks is not None:
             start = groups.get_tensor_model_parallel_rank() * len(x) if self.sequence_parallel else 0
-            x = self.masks.hidden(x, chance, self.place, sequence_axis=1, start=start)
+            x = self.masks.hidden(x, chance, self.site, sequence_axis=1, start=start)
         return residual + x
 
 
@@ -190,18 +190,18 @@ class StageLayer(TransformerLayer):
         self.recompute = recompute
         self.self_attention.core_attention.recompute = recompute == "attention"
 
-    def forward(self, x: Tensor, seen: Tensor | None, masks: Masks | None) -> Tensor:
-        """Hidden states [L, B, H] ([L / tp, B, H]), bool [B, 1, 1, L] of tokens that are seen (None: all) -> hidden states."""
+    def forward(self, x: Tensor, attn_mask: Tensor | None, masks: Masks | None) -> Tensor:
+        """Hidden states [L, B, H] ([L / tp, B, H]), ``attn_mask`` as of :class:`CoreAttention` -> hidden states."""
         if self.recompute == "layer":
-            return again_in_backward(self._run, x, seen, masks)
-        return self._run(x, seen, masks)
+            return checkpointed(self._run, x, attn_mask, masks)
+        return self._run(x, attn_mask, masks)
 
-    def _run(self, x: Tensor, seen: Tensor | None, masks: Masks | None) -> Tensor:
+    def _run(self, x: Tensor, attn_mask: Tensor | None, masks: Masks | None) -> Tensor:
         # Here, so that the layer is told again when it runs again, after other micro-batches.
         mine = None if masks is None else masks.of_layer(self.layer_number - 1)
         for part in (self.self_attention.core_attention, self.self_attn_bda, self.mlp_bda):
             part.masks = mine
-        hidden, _ = super().forward(x, attention_mask=seen)
+        hidden, _ = super().forward(x, attention_mask=attn_mask)
         return hidden
 
 
@@ -210,7 +210,7 @@ LOCAL_NAMES = {
     "self_attention.linear_qkv": "qkv",
     "self_attention.core_attention.q_norm": "q_norm",
     "self_attention.core_attention.k_norm": "k_norm",
-    "self_attention.linear_proj": "projection",
+    "self_attention.linear_proj": "out_proj",
     "pre_mlp_layernorm": "mlp_norm",
     "mlp.linear_fc1": "mlp_in",
     "mlp.linear_fc2": "mlp_out",
@@ -221,7 +221,7 @@ LOCAL_NAMES = {
 def layer_spec(options: ModelOptions, config: TransformerConfig, engine: EngineOptions) -> ModuleSpec:
     """megatron-core's layer with our norms and attention, and the linear layers that ``engine`` names."""
     column, row = specs.linear_layers(engine.spec)
-    output = type("OutputLinear", (SharedBias, row), {})
+    output = type("OutputLinear", (RowParallelBias, row), {})
     normalise = {"normalise": specs.norm(engine.norm)}
     attention = SelfAttentionSubmodules(
         linear_qkv=column,
@@ -231,13 +231,13 @@ def layer_spec(options: ModelOptions, config: TransformerConfig, engine: EngineO
     return ModuleSpec(
         module=StageLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=ModuleSpec(SharedNorm, params=normalise),
+            input_layernorm=ModuleSpec(ReplicatedNorm, params=normalise),
             self_attention=ModuleSpec(
                 module=SelfAttention, params={"attn_mask_type": AttnMaskType.padding}, submodules=attention
             ),
-            self_attn_bda=ModuleSpec(BiasDropoutAdd, params={"place": ATTENTION, "config": config}),
-            pre_mlp_layernorm=ModuleSpec(SharedNorm, params=normalise),
+            self_attn_bda=ModuleSpec(BiasDropoutAdd, params={"site": ATTENTION, "config": config}),
+            pre_mlp_layernorm=ModuleSpec(ReplicatedNorm, params=normalise),
             mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=output)),
-            mlp_bda=ModuleSpec(BiasDropoutAdd, params={"place": FEED_FORWARD, "config": config}),
+            mlp_bda=ModuleSpec(BiasDropoutAdd, params={"site": FEED_FORWARD, "config": config}),
         ),
     )

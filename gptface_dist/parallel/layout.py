@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gptface_dist.errors import UserError, not_one_of
+from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 
 ZERO_STAGES = (0, 1, 2, 3)
-GATHERING = ("per_microbatch", "per_step")
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,14 @@ class Layout:
     pp: int = 1
     """Pipeline stages."""
     vpp: int = 1
-    """Model chunks a pipeline rank holds, visited in turn (interleaved 1F1B)."""
+    """Model chunks a pipeline rank holds, visited in vp_stage (interleaved 1F1B)."""
     sp: bool = False
     """Sequence parallelism: between tensor-parallel regions, every rank holds a part of the sequence."""
     zero: int = 3
     """What is sharded over data-parallel ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
-    gathering: str = "per_microbatch"
-    """With zero=3, when weights are gathered: ``per_microbatch`` (least memory), or ``per_step`` (least traffic)."""
+    reshard_after_forward: bool = True
+    """With zero=3: free gathered weights after each use and gather them again for the next (least memory), or keep them until
+    the optimizer has changed them (least traffic: one all-gather a step)."""
 
     @property
     def world(self) -> int:
@@ -42,7 +42,7 @@ class Layout:
     def __str__(self) -> str:
         parts = [f"DP{self.dp}", f"TP{self.tp}", f"PP{self.pp}"]
         parts += [f"VPP{self.vpp}"] * (self.vpp > 1) + ["SP"] * self.sp + [f"ZeRO-{self.zero}" if self.zero else "no ZeRO"]
-        parts[-1] += " gathered once a step" * (self.gathering == "per_step")
+        parts[-1] += " gathered once a step" * (not self.reshard_after_forward)
         return " x ".join(parts)
 
     def layers_of(self, chunk: int, layers: int) -> range:
@@ -51,9 +51,9 @@ class Layout:
         start = chunk * each + min(chunk, more)
         return range(start, start + each + (chunk < more))
 
-    def chunk(self, stage: int, turn: int) -> int:
-        """The model chunk that pipeline rank ``stage`` visits as its ``turn``-th: turn by turn through all ranks."""
-        return turn * self.pp + stage
+    def chunk(self, stage: int, vp_stage: int) -> int:
+        """The model chunk that pipeline rank ``stage`` visits as its ``vp_stage``-th: chunks go round the ranks in turn."""
+        return vp_stage * self.pp + stage
 
     def problems(self, model: ModelOptions, micro_batches: int, length: int | None = None) -> Iterator[str]:
         """Every reason why this layout cannot run the model: one sentence each, with the values and what would do.
@@ -66,10 +66,8 @@ class Layout:
                 return
         if self.zero not in ZERO_STAGES:
             yield f"zero must be one of {ZERO_STAGES}, got {self.zero}"
-        if self.gathering not in GATHERING:
-            yield not_one_of("gathering", self.gathering, GATHERING)
-        if self.gathering == "per_step" and self.zero != 3:
-            yield f"gathering=per_step is about weights that are sharded: it needs zero=3, got zero={self.zero}"
+        if not self.reshard_after_forward and self.zero != 3:
+            yield f"reshard_after_forward=false is about weights that are sharded: it needs zero=3, got zero={self.zero}"
         for name in ("heads", "ffn"):
             if getattr(model, name) % self.tp:
                 found = getattr(model, name)
@@ -77,7 +75,7 @@ class Layout:
         if self.sp and self.tp == 1:
             yield "sp divides sequences among tensor-parallel ranks: it needs tp of at least 2"
         if self.sp and length is not None and length % self.tp:
-            yield f"with sp, the padded length {length} must be a multiple of tp {self.tp}: set data.batch.multiple_of"
+            yield f"with sp, the padded length {length} must be a multiple of tp {self.tp}: set data.batch.pad_to_multiple_of"
         if self.vpp > 1 and self.pp == 1:
             yield f"vpp {self.vpp} interleaves pipeline stages: it needs pp of at least 2"
         if self.chunks > model.layers:

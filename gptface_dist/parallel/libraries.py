@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def without_cuda() -> None:
+def patch_megatron_for_cpu() -> None:
     """Let megatron-core (0.16) build layers on a host without CUDA: it asks for the current device unconditionally."""
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
@@ -73,7 +73,7 @@ def import_libraries() -> None:
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
+def quiet_imports() -> Iterator[None]:
     """Around what makes DeepSpeed and megatron-core greet every process (0.19.8, 0.16.1): on standard output, by their loggers,
     and by warnings of packages that are optional. Warnings of theirs stay out afterwards as well, errors never.
     """

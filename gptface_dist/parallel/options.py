@@ -22,7 +22,7 @@ class OptimizerOptions:
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
     """Decoupled weight decay; not of norms, biases and embeddings."""
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest norm of the whole gradient; 0 does not clip."""
 
 

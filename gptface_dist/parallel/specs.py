@@ -120,7 +120,7 @@ def linear_layers(name: str) -> tuple[type, type]:
     """(column-parallel, row-parallel) layers: megatron-core's own, or Transformer Engine's.
 
     The row-parallel one gives its bias separately and is made whole by
-    :class:`gptface_dist.parallel.layer.SharedBias`.
+    :class:`gptface_dist.parallel.layer.RowParallelBias`.
     """
     if name == "local":
         from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear

@@ -18,16 +18,16 @@ from gptface_dist.model.dropout import EMBEDDINGS, Masks
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.objectives.objective import Heads, Objective
 from gptface_dist.parallel import specs
-from gptface_dist.parallel.layer import LOCAL_NAMES, SharedNorm, StageLayer, layer_spec
+from gptface_dist.parallel.layer import LOCAL_NAMES, ReplicatedNorm, StageLayer, layer_spec
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions
-from gptface_dist.parallel.vocab_parallel import TiedGradient, TiedScalar, WordEmbedding, WordLogits, WordRange
+from gptface_dist.parallel.vocab_parallel import TiedGradient, TiedScalar, VocabParallelEmbedding, VocabParallelHead, VocabRange
 from gptface_dist.sequence import IMAGE, SEGMENTS
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 Finish = Callable[[Tensor, Any, Heads], tuple[Tensor, Any]]
 """Features [B, L, H], micro-batch, heads -> (loss to differentiate, what is collected)."""
-HEAD_NAMES = {"word_logits.weight": "embeddings.word.weight", "word_logits.bias": "token_head.bias"}
+HEAD_NAMES = {"vocab_head.weight": "embeddings.word.weight", "vocab_head.bias": "token_head.bias"}
 """Names of a stage's output weights -> names in the plain model, which ties them to its embeddings."""
 
 
@@ -42,11 +42,11 @@ def global_name(local: str) -> str:
 class StageEmbeddings(nn.Module):
     """Word + segment + position, as in the plain model."""
 
-    def __init__(self, options: ModelOptions, words: WordRange, dtype: torch.dtype):
+    def __init__(self, options: ModelOptions, words: VocabRange, dtype: torch.dtype):
         super().__init__()
-        self.word = WordEmbedding(words, options.hidden, dtype)
+        self.word = VocabParallelEmbedding(words, options.hidden, dtype)
         self.segment = nn.Embedding(SEGMENTS, options.hidden, dtype=dtype)
-        self.place = nn.Embedding(options.text_positions, options.hidden, dtype=dtype)
+        self.text_position = nn.Embedding(options.text_positions, options.hidden, dtype=dtype)
         self.row = nn.Embedding(options.rows, options.hidden, dtype=dtype)
         self.column = nn.Embedding(options.columns, options.hidden, dtype=dtype)
 
@@ -55,11 +55,11 @@ class StageEmbeddings(nn.Module):
         image = (segments == IMAGE).unsqueeze(-1)
         first, second = positions.unbind(-1)
         zero = torch.zeros_like(first)
-        place = self.place(torch.where(image[..., 0], zero, first))
+        text_position = self.text_position(torch.where(image[..., 0], zero, first))
         row = self.row(torch.where(image[..., 0], first, zero))
         column = self.column(torch.where(image[..., 0], second, zero))
         words = self.word(tokens) + self.segment(segments)
-        x_BLH: Tensor = words + torch.where(image, row + column, place)
+        x_BLH: Tensor = words + torch.where(image, row + column, text_position)
         return x_BLH
 
 
@@ -103,7 +103,7 @@ class Stage(nn.Module):
         self._config, self._objective = config, objective
         self.options, self.vocabulary, self.layout = options, vocabulary, layout
         self.first, self.last = chunk == 0, chunk == layout.chunks - 1
-        dtype, words = config.params_dtype, WordRange(vocabulary, layout)
+        dtype, words = config.params_dtype, VocabRange(vocabulary, layout)
         if self.first:
             self.embeddings = StageEmbeddings(options, words, dtype)
             for name, module in objective.inputs(options).items():
@@ -117,7 +117,7 @@ class Stage(nn.Module):
         for layer in self.layers.values():
             cast(StageLayer, layer).set_recompute(engine.recompute)
         if self.last:
-            self.final_norm = SharedNorm(config, options.hidden, options.norm_eps, specs.norm(engine.norm))
+            self.final_norm = ReplicatedNorm(config, options.hidden, options.norm_eps, specs.norm(engine.norm))
             for name, module in objective.heads(options).items():
                 self.add_module(name, module.to(dtype))
         predicts = self.last and objective.predicts_tokens
@@ -128,11 +128,11 @@ class Stage(nn.Module):
                 if self.first
                 else nn.Parameter(torch.empty(words.rows, options.hidden, dtype=dtype))
             )
-            self.word_logits = WordLogits(words, weight)
+            self.vocab_head = VocabParallelHead(words, weight)
         self.has_words = self.first or predicts
         """Whether it has the word embeddings, or a tied copy of them."""
         if self.has_words:
-            self.tied_scalar = TiedScalar(self.embeddings.word.weight if self.first else self.word_logits.weight)
+            self.tied_scalar = TiedScalar(self.embeddings.word.weight if self.first else self.vocab_head.weight)
         self._received: Tensor | None = None
 
     def tied_gradient(self, device: torch.device) -> TiedGradient | None:
@@ -141,7 +141,7 @@ class Stage(nn.Module):
             return None
         tied = TiedGradient(self.tied_scalar.weight.shape, device)
         for module in self.modules():
-            if isinstance(module, WordEmbedding | WordLogits | TiedScalar):
+            if isinstance(module, VocabParallelEmbedding | VocabParallelHead | TiedScalar):
                 module.tied = tied
         return tied
 
@@ -162,10 +162,10 @@ class Stage(nn.Module):
         else:
             assert self._received is not None
             x = self._received
-        seen = _seen(batch) if batch.padded else None
+        attn_mask = _attn_mask(batch) if batch.padded else None
         with specs.precision(self._config):
             for layer in self.layers.values():
-                x = layer(x, seen, masks)
+                x = layer(x, attn_mask, masks)
         return finish(self._features(x), batch, self) if self.last else x
 
     def _features(self, x: Tensor) -> Tensor:
@@ -175,16 +175,16 @@ class Stage(nn.Module):
 
     def token_logits(self, x_MH: Tensor, ids: range) -> Tensor:
         """Features [M, H] -> float32 logits [M, len(ids)], on every tensor-parallel rank."""
-        logits: Tensor = self.word_logits(self.token_head(x_MH), None, ids)
+        logits: Tensor = self.vocab_head(self.token_head(x_MH), None, ids)
         return logits
 
     def token_loss(self, x_MH: Tensor, labels: Tensor, ids: range) -> tuple[Tensor, Tensor]:
         """Features [M, H], int64 [M] within ``ids`` -> float32 summed cross-entropy in nats, right predictions."""
-        loss, correct = self.word_logits(self.token_head(x_MH), labels, ids)
+        loss, correct = self.vocab_head(self.token_head(x_MH), labels, ids)
         return loss, correct
 
 
-def _seen(batch: Any) -> Tensor:
+def _attn_mask(batch: Any) -> Tensor:
     """Bool [B, 1, 1, L]: which tokens are no padding."""
     places = torch.arange(batch.length, device=batch.lengths.device)
     return (places < batch.lengths.unsqueeze(1))[:, None, None, :]

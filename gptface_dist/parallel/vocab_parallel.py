@@ -14,7 +14,7 @@ from gptface_dist.parallel.layout import Layout
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
-class WordRange:
+class VocabRange:
     """The rows of the word embeddings that this tensor-parallel rank has."""
 
     def __init__(self, vocabulary: Vocabulary, layout: Layout):
@@ -82,10 +82,10 @@ class TiedScalar(nn.Module):
         return (self.weight.float() * self.tied.sum).sum()
 
 
-class WordEmbedding(nn.Module):
+class VocabParallelEmbedding(nn.Module):
     """Vocabulary-parallel lookup of words."""
 
-    def __init__(self, words: WordRange, hidden: int, dtype: torch.dtype):
+    def __init__(self, words: VocabRange, hidden: int, dtype: torch.dtype):
         super().__init__()
         self.words = words
         self.weight = nn.Parameter(torch.empty(words.rows, hidden, dtype=dtype))
@@ -101,10 +101,10 @@ class WordEmbedding(nn.Module):
         return reduce_from_tensor_model_parallel_region(found * mine.unsqueeze(-1))
 
 
-class WordLogits(nn.Module):
+class VocabParallelHead(nn.Module):
     """Vocabulary-parallel logits: this rank's part of one modality's ids."""
 
-    def __init__(self, words: WordRange, weight: nn.Parameter):
+    def __init__(self, words: VocabRange, weight: nn.Parameter):
         super().__init__()
         self.words = words
         self.weight = weight

@@ -33,7 +33,7 @@ class Card:
     """Last losses and metrics, by name."""
     layout: str | None = None
     """How the run was laid out over processes, in words."""
-    average: bool = False
+    ema: bool = False
     """Whether the weights are a running average over steps instead of the last step's."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of the software that trained it."""
@@ -57,7 +57,7 @@ def facts(
         "Vocabulary": f"{vocabulary.size:,}: {vocabulary.text_size:,} of text, {vocabulary.image_codes:,} of images, specials",
         "Images": f"{grid[0]} x {grid[1]} codes",
         "Longest text": f"{options.text_positions - SPECIALS_PER_SEQUENCE} tokens",
-        "Weights": "running average over steps" if card.average else "of the last step",
+        "Weights": "running average over steps" if card.ema else "of the last step",
         "Steps": _number(card.step),
         "Samples": _number(card.samples),
         "Tokens": _number(card.tokens),

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
-from gptface_dist.checkpoint.box import Box
+from gptface_dist.checkpoint.chunk_spec import ChunkSpec
 from gptface_dist.checkpoint.fingerprint import fingerprint
 from gptface_dist.checkpoint.folder import resolve
-from gptface_dist.checkpoint.local_shard import AVERAGE, WEIGHTS
+from gptface_dist.checkpoint.local_shard import EMA, WEIGHTS
 from gptface_dist.checkpoint.manifest import Manifest
 from gptface_dist.checkpoint.record import RECORD_NAME, RunRecord
 from gptface_dist.checkpoint.save import STATE_NAME
@@ -101,9 +101,9 @@ class TrainingCheckpoint:
         return StoredTensors(self, WEIGHTS)
 
     @property
-    def average(self) -> "StoredTensors":
+    def ema(self) -> "StoredTensors":
         """Their running average; empty where the run kept none."""
-        return StoredTensors(self, AVERAGE)
+        return StoredTensors(self, EMA)
 
     @cached_property
     def metadata(self) -> Metadata:
@@ -131,7 +131,7 @@ class StoredTensors(Mapping[str, Tensor]):
         tensor = torch.empty(entry.shape)
         try:
             self._read(key, tensor)
-            whole = Box((0,) * tensor.dim(), entry.shape)
+            whole = ChunkSpec((0,) * tensor.dim(), entry.shape)
             # Where a piece lacks, too: what is in memory by chance has another fingerprint.
             if f"{fingerprint([(whole, tensor)], entry.shape):016x}" != entry.fingerprint:
                 raise ValueError("its numbers are not those that were written")

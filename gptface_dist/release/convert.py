@@ -34,7 +34,7 @@ class ConvertOptions:
 
     dtype: str = "bfloat16"
     """Of the released weights: ``bfloat16`` or ``float32``."""
-    average: bool = False
+    ema: bool = False
     """Release the running average of the weights instead of the last ones."""
     tokenizers: Path | None = None
     """Folder of the run's tokenizers, where it is no longer the one that the run's configuration names."""
@@ -74,9 +74,9 @@ def convert(source: Path, path: Path, options: ConvertOptions, report: Report = 
         raise UserError(f"{tokenizers}, where the run had its tokenizers, is no folder: say where they are with --tokenizers")
     if vocabularies.verify(tokenizers) != checkpoint.vocabulary:
         raise UserError(f"{tokenizers} are not the tokenizers of {checkpoint.path}: say where those are with --tokenizers")
-    held = checkpoint.average if options.average else checkpoint.weights
-    if options.average and not held:
-        raise UserError(f"{checkpoint.path} holds no running average: convert without --average")
+    held = checkpoint.ema if options.ema else checkpoint.weights
+    if options.ema and not held:
+        raise UserError(f"{checkpoint.path} holds no running average: convert without --ema")
     recorded = checkpoint.reference
     grid = recorded.batch.grid
     model = ReleaseConfig(checkpoint.objective, checkpoint.options, checkpoint.vocabulary, grid, options.dtype, Card())
@@ -88,7 +88,7 @@ def convert(source: Path, path: Path, options: ConvertOptions, report: Report = 
     _refuse(
         parity, TOLERANCES[recorded.dtype], f"{checkpoint.path}: the plain model's outputs are not those of the training run"
     )
-    if options.average:
+    if options.ema:
         wanted = _run(model, held, recorded.batch, "running the average", report)
 
     with publishing(path) as folder:
@@ -105,7 +105,7 @@ def convert(source: Path, path: Path, options: ConvertOptions, report: Report = 
             name=options.name,
             license=options.license,
             data_license=options.data_license,
-            average=options.average,
+            ema=options.ema,
             parity=parity,
             rounding=rounding,
         )

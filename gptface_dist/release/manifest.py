@@ -8,7 +8,7 @@ from gptface_dist.errors import UserError
 from gptface_dist.files import sha256, write_atomically
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_FORMAT = "gptface-release-manifest-1"
+MANIFEST_FORMAT = "gptface-release-manifest-2"
 
 Known = dict[str, tuple[int, str]]
 """File name inside the folder, with slashes -> (bytes, SHA-256)."""

@@ -70,4 +70,4 @@ def _free(module: nn.Module, *_: Any) -> None:
         module.register_parameter(key, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
     if isinstance(module, nn.Linear):
         # The largest ones: otherwise the process would keep the room of the whole model in the end.
-        host.give_back()
+        host.trim_host_memory()

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gptface_dist.data.batch import BatchOptions
-from gptface_dist.data.loader import Deal
+from gptface_dist.data.loader import BatchSharding
 from gptface_dist.data.options import DataConfig
 from gptface_dist.data.sources import open_sources, read_vocabulary
 from gptface_dist.errors import UserError
@@ -16,21 +16,21 @@ from gptface_dist.training import init_from
 from gptface_dist.training.config import Config
 
 
-def check(config: Config, world: int) -> Vocabulary:
+def check_run(config: Config, world: int) -> Vocabulary:
     """Refuse a run of ``world`` processes that cannot be: its layout, its data, or a model that does not fit them.
 
     Returns the vocabulary of its tokenizers.
     """
     data = config.data
-    deal = Deal(data.global_batch, data.micro_batch, data.order.block, 0, max(1, config.layout.dp))
-    config.layout.check(world, config.model, deal.micro_batches, data.batch.multiple_of)
+    deal = BatchSharding(data.global_batch, data.micro_batch, data.order.block, 0, max(1, config.layout.dp))
+    config.layout.check(world, config.model, deal.micro_batches, data.batch.pad_to_multiple_of)
     specs.check(config.engine, config.model, config.layout)
     config.attention_health.check(config.engine.attention, config.model.head_size)
     vocabulary = read_vocabulary(data)
     _, grid = open_sources(data, vocabulary)
     check_fit(config.model, data.batch, grid)
     if config.run.init_from:
-        init_from.check(Path(config.run.init_from), config.objective, config.model, vocabulary)
+        init_from.check_release(Path(config.run.init_from), config.objective, config.model, vocabulary)
     if config.evaluation.sources:
         check_held_out(config, vocabulary)
     return vocabulary

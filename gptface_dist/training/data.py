@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gptface_dist.data.loader import Deal, Loader
+from gptface_dist.data.loader import BatchSharding, Loader
 from gptface_dist.data.options import DataConfig
 from gptface_dist.data.sources import open_sources, read_vocabulary
 from gptface_dist.data.stream import BlockReader, read_skip_list
@@ -21,7 +21,7 @@ def batch_loader(config: DataConfig, objective: Objective, rank: int = 0, ranks:
 
     :class:`UserError` when a source is missing, was made by other tokenizers, or the batch sizes do not fit.
     """
-    deal = Deal(config.global_batch, config.micro_batch, config.order.block, rank, ranks)
+    deal = BatchSharding(config.global_batch, config.micro_batch, config.order.block, rank, ranks)
     vocabulary = read_vocabulary(config)
     sources, grid = open_sources(config, vocabulary)
     skip = frozenset[str]() if config.skip_list is None else read_skip_list(Path(config.skip_list))

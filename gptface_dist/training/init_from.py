@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptface_dist.checkpoint.local_shard import WEIGHTS, State
-from gptface_dist.checkpoint.pieces import collect
+from gptface_dist.checkpoint.local_shard import WEIGHTS, OptimizerStateView
+from gptface_dist.checkpoint.tensor_shards import collect_shards
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.objectives.registry import ObjectiveOptions
@@ -19,7 +19,7 @@ FREE = ("hidden_dropout", "attention_dropout", "init_std")
 """Options of the model in which a run may differ from the release that it starts from."""
 
 
-def check(path: Path, objective: ObjectiveOptions, options: ModelOptions, vocabulary: Vocabulary) -> None:
+def check_release(path: Path, objective: ObjectiveOptions, options: ModelOptions, vocabulary: Vocabulary) -> None:
     """Refuse a release of another objective or model, or of other tokenizers."""
     config = ReleaseConfig.load(path)
     pairs = (
@@ -37,10 +37,10 @@ def check(path: Path, objective: ObjectiveOptions, options: ModelOptions, vocabu
         raise UserError(f"run.init_from: {path} is of another model: {'; '.join(found)}")
 
 
-def load(weights: Mapping[str, Tensor], state: State) -> None:
+def load_weights(weights: Mapping[str, Tensor], state: OptimizerStateView) -> None:
     """Copy whole tensors, by global name, into this rank's parts of them, a tensor at a time; moments stay as they are."""
     with torch.no_grad():
-        for key, parts in collect(state.regions(), written=False).items():
+        for key, parts in collect_shards(state.local_shards(), written=False).items():
             kind, name = key.split("/", 1)
             if kind != WEIGHTS:
                 continue

@@ -43,21 +43,21 @@ class EvaluationOptions:
 
     sources: list[SourceConfig] = field(default_factory=list)
     """Token shards that are not trained on; without any, there is no evaluation."""
-    every: int = 100
+    interval: int = 100
     """Steps between evaluations; there is one at the end in any case."""
     batches: int = 4
     """Global batches of an evaluation: the same ones each time."""
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.batches < 1:
-            raise UserError(f"evaluation.every and .batches must be at least 1, got {self.every} and {self.batches}")
+        if self.interval < 1 or self.batches < 1:
+            raise UserError(f"evaluation.interval and .batches must be at least 1, got {self.interval} and {self.batches}")
 
 
 @dataclass(frozen=True)
 class AttentionHealthOptions:
     """Reports on how FP8 attention fares in each layer (docs/attention.md), whichever attention computes."""
 
-    every: int = 0
+    interval: int = 0
     """Steps between reports; 0 makes none."""
     sequences: int = 2
     """Sequences that a report looks at: the first of the step's global batch, at most one micro-batch."""
@@ -66,19 +66,20 @@ class AttentionHealthOptions:
     for the rest of the run; null: none does."""
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.sequences < 1:
+        if self.interval < 0 or self.sequences < 1:
             raise UserError(
-                f"attention_health.every must be at least 0 and .sequences at least 1, got {self.every} and {self.sequences}"
+                f"attention_health.interval must be at least 0 and .sequences at least 1, got {self.interval} and "
+                f"{self.sequences}"
             )
         if self.fall_back is not None and self.fall_back <= 0:
             raise UserError(f"attention_health.fall_back must be above 0 or null, got {self.fall_back}")
-        if self.fall_back is not None and self.every == 0:
-            raise UserError("attention_health.fall_back needs reports to judge by: set attention_health.every above 0")
+        if self.fall_back is not None and self.interval == 0:
+            raise UserError("attention_health.fall_back needs reports to judge by: set attention_health.interval above 0")
 
     def check(self, attention: AttentionOptions, head_size: int) -> None:
         """:class:`UserError` where reports are asked for and cannot be, or nothing is there to fall back from."""
-        if self.every and head_size > HEAD_SIZES[-1]:
-            raise UserError(f"attention_health.every: FP8 has heads of up to {HEAD_SIZES[-1]}, the model of {head_size}")
+        if self.interval and head_size > HEAD_SIZES[-1]:
+            raise UserError(f"attention_health.interval: FP8 has heads of up to {HEAD_SIZES[-1]}, the model of {head_size}")
         if self.fall_back is not None and not attention.may_be_fp8:
             raise UserError(
                 f"attention_health.fall_back {self.fall_back}: engine.attention.kernel {attention.kernel} never takes FP8; "
@@ -98,9 +99,9 @@ class TrackingOptions:
     """Name of the experiment."""
     name: str = ""
     """Name of the run; empty for the name of its folder."""
-    every: int = 10
+    interval: int = 10
     """Steps between metrics: each is a mean over these steps' values."""
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UserError(f"tracking.every must be at least 1, got {self.every}")
+        if self.interval < 1:
+            raise UserError(f"tracking.interval must be at least 1, got {self.interval}")

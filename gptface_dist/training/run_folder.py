@@ -33,7 +33,7 @@ def resolved(config: Config) -> dict[str, Any]:
     return found
 
 
-def claim(config: Config) -> None:
+def prepare_run_dir(config: Config) -> None:
     """Make the run's folder, or see that it is this run's, and write the configuration into it.
 
     :class:`UserError` where the folder holds a run whose :data:`KEPT` parts are others: nothing is overwritten.

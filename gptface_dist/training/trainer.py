@@ -121,7 +121,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         last = self.state.step == self.config.run.steps or self.stopped_by
-        if self._evaluation is None or (self.state.step % self.config.evaluation.every and not last):
+        if self._evaluation is None or (self.state.step % self.config.evaluation.interval and not last):
             return
         metrics = self._evaluation()
         for callback in self.callbacks:
@@ -134,24 +134,24 @@ def check_finite(step: int, result: StepResult) -> None:
         values = f"loss {result.loss:g}, norm of the gradient {result.grad_norm:g}"
         raise UserError(
             f"step {step}: {values}: the run ends here, before the update, and its last checkpoint is sound; a lower "
-            "optimizer.lr, a longer schedule.warmup or other data may help"
+            "optimizer.lr, a longer schedule.warmup_steps or other data may help"
         )
 
 
 def prepare(config: Config, vocabulary: Vocabulary, watchdog: Watchdog, callbacks: Sequence[Callback]) -> Trainer:
     """Put a run that was checked together on this rank: process groups, then the rest."""
     groups.join(watchdog.rank_info, watchdog.store, config.run.timeout_s)
-    with libraries.hushed():
+    with libraries.quiet_imports():
         groups.start(config.layout, config.run.seed, config.run.timeout_s)
-    return assemble(config, vocabulary, watchdog.rank_info, callbacks)
+    return build_trainer(config, vocabulary, watchdog.rank_info, callbacks)
 
 
-def assemble(config: Config, vocabulary: Vocabulary, rank_info: RankInfo, callbacks: Sequence[Callback]) -> Trainer:
+def build_trainer(config: Config, vocabulary: Vocabulary, rank_info: RankInfo, callbacks: Sequence[Callback]) -> Trainer:
     """Put data, engine and callbacks of a run together on this rank, whose process groups exist."""
     data_group, objective = groups.data(), config.build_objective()
     loader = batch_loader(config.data, objective, dist.get_rank(data_group), config.layout.dp)
     engine = Engine(objective, config.model, vocabulary, config.layout, config.run.seed, config.optimizer, config.engine)
     if config.run.init_from:
-        init_from.load(release.weights(config.run.init_from), engine.state)
+        init_from.load_weights(release.weights(config.run.init_from), engine.state)
     evaluation = Evaluation(config, vocabulary, engine, data_group) if config.evaluation.sources else None
     return Trainer(config, rank_info, vocabulary, engine, loader, evaluation, callbacks)

@@ -1,4 +1,4 @@
-"""`gptface bench train`: all ways do the same work, and what is said about their times is right."""
+"""`gptface bench train`: all systems do the same work, and what is said about their times is right."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from gptface_dist.benchmarks import step
-from gptface_dist.benchmarks.step import OURS, PIPELINE, PYTORCH, TOLERANCE, WARM_UP, Way, agree, difference, timings
+from gptface_dist.benchmarks.step import OURS, PIPELINE, PYTORCH, TOLERANCE, WARM_UP, System, agree, difference, timings
 from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
@@ -38,7 +38,7 @@ def plain_loss(work: Workload, step: int) -> float:
 def test_all_ways_find_the_loss_of_the_plain_model_and_make_the_same_update() -> None:
     told: list[str] = []
     found = step.compare(WORK, processes=2, rounds=1, steps=1, progress=told.append)
-    assert list(found.losses) == [str(way) for way in step.ways(2)]
+    assert list(found.losses) == [str(way) for way in step.systems(2)]
     for way, losses in found.losses.items():
         assert losses[0] == pytest.approx(plain_loss(WORK, 0), rel=1e-6), way
         # The second step's loss is that of updated weights, and far from what it would be without.
@@ -50,7 +50,7 @@ def test_all_ways_find_the_loss_of_the_plain_model_and_make_the_same_update() ->
 
 
 def test_ratios_are_the_baselines_time_over_ones_own_of_the_same_round() -> None:
-    slow, fast = Way(PIPELINE, Layout(pp=2, zero=1)), Way(OURS, Layout(pp=2, zero=1))
+    slow, fast = System(PIPELINE, Layout(pp=2, zero=1)), System(OURS, Layout(pp=2, zero=1))
     first, second = timings({slow: [2.0, 3.0], fast: [1.0, 6.0]}, {slow: slow, fast: slow})
     assert (first.way, first.baseline, first.ratios) == (f"{PIPELINE} PP2 ZeRO-1", f"{PIPELINE} PP2 ZeRO-1", [1.0, 1.0])
     assert (second.way, second.baseline, second.ratios) == (f"{OURS} PP2 ZeRO-1", f"{PIPELINE} PP2 ZeRO-1", [2.0, 0.5])
@@ -58,11 +58,11 @@ def test_ratios_are_the_baselines_time_over_ones_own_of_the_same_round() -> None
 
 def test_each_way_is_compared_with_the_baseline_of_its_kind() -> None:
     for processes in (2, 4):
-        plan = step.ways(processes)
+        plan = step.systems(processes)
         assert all(way.layout.world == processes for way in plan)
         assert {(way.layout.pp, baseline.system) for way, baseline in plan.items()} == {(2, PIPELINE), (1, PYTORCH)}
         assert [way.layout.zero for way in plan if way.system == OURS] == [1, 3, 0, 1]
-    assert [str(way) for way in step.ways(1)] == ["PyTorch", OURS, f"{OURS} ZeRO-1"]
+    assert [str(way) for way in step.systems(1)] == ["PyTorch", OURS, f"{OURS} ZeRO-1"]
 
 
 def test_different_losses_are_found() -> None:

@@ -58,7 +58,7 @@ def child(run: Path, step: int, value: float, left: int) -> int:
 
     os.fsync, storage.HashedFile.write = counted_sync, counted_put  # type: ignore[method-assign]
     write(run, tiny(value), step)
-    folder.prune(run / folder.FOLDER_NAME, step, keep_last=1, keep_every=0)
+    folder.prune(run / folder.FOLDER_NAME, step, keep_last=1, keep_interval=0)
     return countdown.seen
 
 

@@ -17,12 +17,12 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from gptface_dist.checkpoint.folder import name_of
-from gptface_dist.checkpoint.load import damage, load
+from gptface_dist.checkpoint.load import damage, load_checkpoint
 from gptface_dist.checkpoint.manifest import Manifest
-from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
-from gptface_dist.checkpoint.save import Content, save
+from gptface_dist.checkpoint.save import Content, save_checkpoint
 from gptface_dist.checkpoint.storage import HashedFile
+from gptface_dist.checkpoint.tensor_shards import collect_shards
 from gptface_dist.distributed.collectives import Failed, RankGroup
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.spawn import spawn
@@ -60,7 +60,7 @@ class Job:
     """What is trained."""
     dtype: str = "float32"
     """Of weights in the forward pass."""
-    average: bool = False
+    ema: bool = False
     """Whether a running average is kept."""
     full: int = -1
     """Rank whose disk is full at the first attempt of each save."""
@@ -84,12 +84,12 @@ def run(job: Job) -> list[float]:
     optimizer = OptimizerOptions(eps=1e-4)
     engine = Engine(MilmItm(), job.model, VOCABULARY, job.layout, seed, optimizer, EngineOptions(job.dtype))
     state, ranks = engine.state, RankGroup.of_world()
-    if job.average:
-        state.begin_average()
+    if job.ema:
+        state.begin_ema()
     if job.start:
         source = Path(job.start, name_of(job.first))
         assert damage(source, ranks) == ""
-        assert load(source, state, ranks).step == job.first
+        assert load_checkpoint(source, state, ranks).step == job.first
     rank, losses = parallel_state.get_data_parallel_rank(), []
     case = Case(job.layout, model=job.model, micro_batches=2)
     each = case.micro_batches // job.layout.dp
@@ -98,15 +98,15 @@ def run(job: Job) -> list[float]:
             _save(job, step, engine, state, ranks)
         if step < job.saves[-1]:
             losses.append(engine.step(parity.batches(case, step)[rank * each : (rank + 1) * each]).loss)
-            if job.average:
-                state.update_average(DECAY)
+            if job.ema:
+                state.update_ema(DECAY)
     engine.close()
     return losses
 
 
 def _save(job: Job, step: int, engine: Any, state: Any, ranks: RankGroup) -> None:
     # A bucket of a few rows: every kind of piece.
-    pieces = collect(state.regions(), written=True, bucket=100)
+    pieces = collect_shards(state.local_shards(), written=True, bucket=100)
     outputs = ReferenceOutputs(REFERENCE, engine.reference_outputs(REFERENCE), job.dtype).content()
     content = Content(pieces, record(job, step, state.updates), {REFERENCE_NAME: outputs})
     if job.full >= 0:
@@ -114,11 +114,11 @@ def _save(job: Job, step: int, engine: Any, state: Any, ranks: RankGroup) -> Non
         if ranks.rank == job.full:
             HashedFile.write = _full  # type: ignore[method-assign]
         with pytest.raises(Failed, match=f"^rank {job.full}: No space left on device$"):
-            save(Path(job.out), content, ranks)
+            save_checkpoint(Path(job.out), content, ranks)
         HashedFile.write = write  # type: ignore[method-assign]
         # On every rank at once: none goes on before rank 0 has cleared it away, nor begins anew before all have looked.
         assert not any(ranks.all_gather(lambda: any(Path(job.out).iterdir())))
-    save(Path(job.out), content, ranks)
+    save_checkpoint(Path(job.out), content, ranks)
 
 
 def _full(file: HashedFile, data: memoryview) -> None:
@@ -128,7 +128,7 @@ def _full(file: HashedFile, data: memoryview) -> None:
 def work(rank_info: RankInfo, jobs: list[Job], folder: str, turn: Any) -> None:
     """One spawned process. ``turn`` is a barrier: who has no part in a job waits without taking time from the others."""
     rank = rank_info.rank
-    with libraries.hushed():
+    with libraries.quiet_imports():
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 

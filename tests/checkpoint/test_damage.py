@@ -14,13 +14,13 @@ import torch.distributed.checkpoint as dcp
 from gptface_dist.checkpoint import folder, storage
 from gptface_dist.checkpoint.background import Background, staged
 from gptface_dist.checkpoint.folder import FOLDER_NAME, name_of
-from gptface_dist.checkpoint.load import damage, find, load
+from gptface_dist.checkpoint.load import damage, find, load_checkpoint
 from gptface_dist.checkpoint.manifest import Manifest
-from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
+from gptface_dist.checkpoint.tensor_shards import collect_shards
 from gptface_dist.distributed.collectives import Failed, RankGroup
 from gptface_dist.errors import UserError
-from gptface_dist.model.parameters import Parameter
+from gptface_dist.model.parameters import ParameterSpec
 from tests.checkpoint.fake_state import MATRIX, VECTOR, FakeState, read, tiny, write
 
 ALONE = RankGroup()
@@ -33,10 +33,10 @@ def flip(path: Path, place: int) -> None:
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
-    written = FakeState(3.5, average=True)
+    written = FakeState(3.5, ema=True)
     path = write(tmp_path, written, 7)
     assert path == tmp_path / FOLDER_NAME / "step-00000007" == find(tmp_path / FOLDER_NAME, ALONE, previous=False)
-    state = read(path, FakeState(-1.0, average=True))
+    state = read(path, FakeState(-1.0, ema=True))
     assert state.equals(written)
     assert (state.updates, state.refreshed) == (7, 1)
     assert RunRecord.read(path).step == 7
@@ -46,20 +46,20 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 def test_torchs_own_reader_reads_it(tmp_path: Path) -> None:
     path = write(tmp_path, FakeState(3.5), 7)
-    found = {"weights/matrix": torch.zeros(MATRIX.shape), "moment2/vector": torch.zeros(VECTOR.shape)}
+    found = {"weights/matrix": torch.zeros(MATRIX.shape), "exp_avg_sq/vector": torch.zeros(VECTOR.shape)}
     dcp.load(found, checkpoint_id=path / "state", no_dist=True)
     assert torch.equal(found["weights/matrix"].flatten(), torch.arange(91) + 3.5)
-    assert torch.equal(found["moment2/vector"], torch.arange(11) + 5.5)
+    assert torch.equal(found["exp_avg_sq/vector"], torch.arange(11) + 5.5)
 
 
 def test_fingerprints_do_not_depend_on_the_pieces(tmp_path: Path) -> None:
     one = Manifest.read(write(tmp_path, FakeState(1.0), 1))
-    # The same numbers as one region each.
+    # The same numbers as one local_shard each.
     whole = FakeState(1.0)
-    whole.regions = lambda: (
-        [region for region in FakeState.regions(whole) if region.held.start == 0]
+    whole.local_shards = lambda: (
+        [local_shard for local_shard in FakeState.local_shards(whole) if local_shard.local_range.start == 0]
         + [  # type: ignore[method-assign]
-            region for region in FakeState.regions(whole) if region.held.start
+            local_shard for local_shard in FakeState.local_shards(whole) if local_shard.local_range.start
         ][::-1]
     )
     two = Manifest.read(write(tmp_path, whole, 2))
@@ -137,21 +137,21 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 
 def test_another_model_is_refused_in_one_line(tmp_path: Path) -> None:
     path = write(tmp_path, FakeState(), 1)
-    wide = Parameter("matrix", (13, 8), None, None, None, 0.0, True, False)
-    other = Parameter("other", (2,), None, None, None, 0.0, False, False)
-    with pytest.raises(UserError, match=r"moment1/matrix has the shape \[13, 7\], the model's is \[13, 8\]") as error:
-        load(path, FakeState(parameters=(wide, VECTOR)), ALONE)
+    wide = ParameterSpec("matrix", (13, 8), None, None, None, 0.0, True, False)
+    other = ParameterSpec("other", (2,), None, None, None, 0.0, False, False)
+    with pytest.raises(UserError, match=r"exp_avg/matrix has the shape \[13, 7\], the model's is \[13, 8\]") as error:
+        load_checkpoint(path, FakeState(parameters=(wide, VECTOR)), ALONE)
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="moment1/other is missing"):
-        load(path, FakeState(parameters=(MATRIX, VECTOR, other)), ALONE)
-    with pytest.raises(UserError, match="moment1/vector is not of this model"):
-        load(path, FakeState(parameters=(MATRIX,)), ALONE)
+    with pytest.raises(UserError, match="exp_avg/other is missing"):
+        load_checkpoint(path, FakeState(parameters=(MATRIX, VECTOR, other)), ALONE)
+    with pytest.raises(UserError, match="exp_avg/vector is not of this model"):
+        load_checkpoint(path, FakeState(parameters=(MATRIX,)), ALONE)
 
 
 def test_the_average_may_begin_or_end_with_a_checkpoint(tmp_path: Path) -> None:
-    without, averaged = write(tmp_path, FakeState(1.0), 1), write(tmp_path, FakeState(2.0, average=True), 2)
-    begun = read(without, FakeState(-1.0, average=True))
-    assert torch.equal(begun.held["average"]["matrix"], begun.held["weights"]["matrix"])
+    without, averaged = write(tmp_path, FakeState(1.0), 1), write(tmp_path, FakeState(2.0, ema=True), 2)
+    begun = read(without, FakeState(-1.0, ema=True))
+    assert torch.equal(begun.held["ema"]["matrix"], begun.held["weights"]["matrix"])
     ended = read(averaged, FakeState(-1.0))
     assert ended.equals(FakeState(2.0))
 
@@ -228,12 +228,12 @@ def test_a_file_system_that_takes_less_than_given(tmp_path: Path) -> None:
         (10, 0, [1, 2, 3, 4, 5, 6, 9]),
     ],
 )
-def test_what_is_kept(tmp_path: Path, last: int, every: int, kept: list[int]) -> None:
+def test_what_is_kept(tmp_path: Path, last: int, interval: int, kept: list[int]) -> None:
     """The run is at step 6; 9 is of an earlier attempt that got further."""
     for step in (9, 1, 2, 3, 4, 5, 6):
         write(tmp_path, tiny(step), step)
     checkpoints = tmp_path / FOLDER_NAME
-    deleted = folder.prune(checkpoints, 6, last, every)
+    deleted = folder.prune(checkpoints, 6, last, interval)
     assert sorted(folder.step_of(path) or 0 for path in folder.published(checkpoints)) == kept
     assert sorted({1, 2, 3, 4, 5, 6, 9} - set(kept)) == sorted(folder.step_of(path) or 0 for path in deleted)
     assert find(checkpoints, ALONE, previous=False) == checkpoints / name_of(6)
@@ -249,11 +249,11 @@ def test_a_step_that_is_reached_again_replaces_its_checkpoint(tmp_path: Path) ->
 
 def test_the_background_writes_what_the_state_was(tmp_path: Path) -> None:
     background, state = Background(ALONE), FakeState(1.0)
-    copy = staged(collect(state.regions(), written=True))
+    copy = staged(collect_shards(state.local_shards(), written=True))
     for tensors in state.held.values():
         for tensor in tensors.values():
             tensor.zero_()
-    fresh = collect(FakeState(1.0).regions(), written=True)
+    fresh = collect_shards(FakeState(1.0).local_shards(), written=True)
     assert all(
         torch.equal(a.memory, b.memory) for key in fresh for a, b in zip(copy[key].pieces, fresh[key].pieces, strict=True)
     )

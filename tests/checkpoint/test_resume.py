@@ -64,20 +64,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, layout in STRAIGHT.items():
         jobs.append(Job(layout, str(folder / name), saves=(2, 4, 10, 20) if name in LONG else (2, 4)))
     first = str(folder / "first")
-    jobs.insert(0, Job(LAYOUTS["tp3"], first, saves=(2,), model=FULL, average=True, full=1))
+    jobs.insert(0, Job(LAYOUTS["tp3"], first, saves=(2,), model=FULL, ema=True, full=1))
     resumed, chain = [], []
     for of, to in [*((name, name) for name in STRAIGHT), *RESHARDED]:
         half, whole = steps(of, to)
         resumed.append(Job(LAYOUTS[to], str(folder / f"{of}-{to}"), half, (whole,), str(folder / of)))
     for number, name in enumerate(CHAIN):
         start = str(folder / f"chain{number - 1}") if number else first
-        chain.append(Job(LAYOUTS[name], str(folder / f"chain{number}"), 2, (2,), start, FULL, average=True))
+        chain.append(Job(LAYOUTS[name], str(folder / f"chain{number}"), 2, (2,), start, FULL, ema=True))
     # The largest worlds first, beside that of the last job.
     jobs += sorted([*resumed, chain[0]], key=lambda job: -job.layout.world) + chain[1:]
     for name in BF16:
         out = str(folder / f"bf16{name}")
-        jobs.append(Job(LAYOUTS[name], out, saves=(2, 4), dtype="bfloat16", average=True))
-        jobs.append(Job(LAYOUTS[name], f"{out}-again", 2, (4,), out, dtype="bfloat16", average=True))
+        jobs.append(Job(LAYOUTS[name], out, saves=(2, 4), dtype="bfloat16", ema=True))
+        jobs.append(Job(LAYOUTS[name], f"{out}-again", 2, (4,), out, dtype="bfloat16", ema=True))
     train(jobs, folder)
     return folder
 
@@ -104,7 +104,7 @@ def test_on_another_layout(folder: Path, of: str, to: str) -> None:
 
 def test_read_and_written_by_every_layout_nothing_changes(folder: Path) -> None:
     first = Manifest.read(folder / "first" / name_of(2))
-    assert {key.split("/")[0] for key in first.tensors} == {"weights", "moment1", "moment2", "average"}
+    assert {key.split("/")[0] for key in first.tensors} == {"weights", "exp_avg", "exp_avg_sq", "ema"}
     for number, name in enumerate(CHAIN):
         path = folder / f"chain{number}" / name_of(2)
         assert Manifest.read(path).tensors == first.tensors, (number, name)

@@ -27,10 +27,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizers").mkdir()
     VOCABULARY.save(folder / "tokenizers" / "vocabulary.json")
     settings = config(folder) | {
-        "schedule": {"warmup": 0, "shape": "constant"},
+        "schedule": {"warmup_steps": 0, "shape": "constant"},
         "run": {"steps": STEPS, "log_every": 1},
         "tracking": {"mlflow": False},
-        "checkpoint": {"every": 2, "keep_last": 2},
+        "checkpoint": {"interval": 2, "keep_last": 2},
         "evaluation": {},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))

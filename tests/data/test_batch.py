@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from gptface_dist.data.batch import BatchBuilder, BatchOptions, MaskedBatch
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.options import DataConfig
-from gptface_dist.data.stream import Block, BlockReader, Delivered, Origin, StreamOptions
+from gptface_dist.data.stream import Block, BlockReader, DecodedSample, Provenance, StreamOptions
 from gptface_dist.data.tokens import TokenDecoder, TokenSample
 from gptface_dist.errors import UserError
 from gptface_dist.sequence import IGNORE, IMAGE, PADDING, TEXT
 from tests.corpus import GRID, VOCABULARY, source, write_tokens
 from tests.fake_cuda import DEVICE, fake_cuda
 
-BOTH = MaskingOptions(caption_share=0, drop_share=0)
+BOTH = MaskingOptions(captioning_ratio=0, text_dropout=0)
 """Masks both text and image of every sample."""
 
 
@@ -37,7 +37,7 @@ def block(captions: list[list[list[int]]], grid: tuple[int, int] = GRID, epoch: 
         for row, ids in zip(table, rows, strict=True):
             row[: len(ids)] = ids
         codes = np.full(grid, number, dtype=np.uint16)
-        samples.append(Delivered(TokenSample(codes, table), Origin("s", "0.tar", f"k{number}", epoch)))
+        samples.append(DecodedSample(TokenSample(codes, table), Provenance("s", "0.tar", f"k{number}", epoch)))
     return Block(0, samples, [])
 
 
@@ -49,7 +49,7 @@ def block(captions: list[list[list[int]]], grid: tuple[int, int] = GRID, epoch: 
     seed=st.integers(0, 1000),
 )
 def test_sequences_are_what_they_should_be(lengths: list[int], height: int, width: int, seed: int) -> None:
-    options = BatchOptions(text_length=32, swap_share=0)
+    options = BatchOptions(text_length=32, itm_negative_ratio=0)
     texts = [list(range(10 * i, 10 * i + length)) for i, length in enumerate(lengths)]
     batch = builder(options, seed, (height, width))([block([[text] for text in texts], (height, width))])
     for i, text in enumerate(texts):
@@ -87,7 +87,7 @@ def test_sequences_are_what_they_should_be(lengths: list[int], height: int, widt
 
 
 def test_padded_to_the_shortest_bucket() -> None:
-    options = BatchOptions(text_length=32, buckets=4, multiple_of=8)
+    options = BatchOptions(text_length=32, buckets=4, pad_to_multiple_of=8)
     assert options.lengths(24) == [40, 48, 56, 64]  # 3 + 24 + 8, 16, 24, 32, rounded up to eights
     make = builder(options)
     assert make([block([[[1] * 5], [[2] * 13]])]).tokens.shape == (2, 40)
@@ -148,8 +148,8 @@ def test_partners_are_uniform() -> None:
 )
 def test_identical_captions_never_form_a_negative_pair(captions: list[list[list[int]]], epoch: int) -> None:
     # Every token chosen for prediction is kept as it is, so that the caption can be read off the batch.
-    kept = MaskingOptions(mask_share=0, random_share=0, caption_share=0, drop_share=0)
-    make = BatchBuilder(VOCABULARY, GRID, 0, kept, BatchOptions(text_length=2, swap_share=0.9))
+    kept = MaskingOptions(mask_share=0, random_share=0, captioning_ratio=0, text_dropout=0)
+    make = BatchBuilder(VOCABULARY, GRID, 0, kept, BatchOptions(text_length=2, itm_negative_ratio=0.9))
     batch = make([block(captions, epoch=epoch)])
     for i, image in enumerate(swapped(batch)):
         if image != i:
@@ -187,7 +187,7 @@ def masked_shares(masking: MaskingOptions, epochs: int) -> np.ndarray:
 
 
 def test_captioning_samples_have_a_whole_image_and_a_text_masked_by_the_cosine_law() -> None:
-    text, image, length, matched = masked_shares(MaskingOptions(caption_share=1, drop_share=0), 200).T
+    text, image, length, matched = masked_shares(MaskingOptions(captioning_ratio=1, text_dropout=0), 200).T
     assert not image.any()
     assert (length == 20).all()
     # The mean of the cosine law, of which ceil makes half a token more.
@@ -198,7 +198,7 @@ def test_captioning_samples_have_a_whole_image_and_a_text_masked_by_the_cosine_l
 
 
 def test_dropped_captions_leave_the_image_alone_and_are_never_swapped() -> None:
-    batch = builder(masking=MaskingOptions(caption_share=0, drop_share=1))([block([[[i] * 20] for i in range(8)])])
+    batch = builder(masking=MaskingOptions(captioning_ratio=0, text_dropout=1))([block([[[i] * 20] for i in range(8)])])
     for i in range(8):
         assert batch.tokens[i, :2].tolist() == [VOCABULARY.cls_id, VOCABULARY.sep_id]
         assert batch.lengths[i] == 3 + GRID[0] * GRID[1]
@@ -214,7 +214,7 @@ def crossed(
     captions: list[list[list[int]]], number: int, masking: MaskingOptions = BOTH
 ) -> tuple[list[tuple[int, int]], MaskedBatch]:
     """The (text, image) pairs of a block of matching alone, and its batch."""
-    make = builder(BatchOptions(text_length=32, crossed_share=1), masking=masking)
+    make = builder(BatchOptions(text_length=32, hard_pair_ratio=1), masking=masking)
     batch = make([dataclasses.replace(block(captions), number=number)])
     texts = [int(origin.key[1:]) for origin in batch.text_origins]
     return list(zip(texts, swapped(batch), strict=True)), batch
@@ -224,7 +224,7 @@ def test_crossed_pairs_have_every_caption_and_image_in_both_kinds_and_no_masks()
     used = np.zeros(8)
     for number in range(200):
         # Captions that would often be dropped or masked: not here.
-        pairs, batch = crossed([[[i] * 20] for i in range(8)], number, MaskingOptions(caption_share=0.5, drop_share=0.5))
+        pairs, batch = crossed([[[i] * 20] for i in range(8)], number, MaskingOptions(captioning_ratio=0.5, text_dropout=0.5))
         assert (batch.labels == IGNORE).all()
         for row, (text, image) in enumerate(pairs):
             assert batch.tokens[row, 1:21].tolist() == [text] * 20
@@ -254,12 +254,12 @@ def test_captions_that_describe_both_images_are_not_crossed() -> None:
 
 def test_blocks_that_cannot_be_crossed_are_refused() -> None:
     with pytest.raises(UserError, match=r"order\.block to be a multiple of 4"):
-        DataConfig("", [], order=StreamOptions(block=6), batch=BatchOptions(crossed_share=0.1))
+        DataConfig("", [], order=StreamOptions(block=6), batch=BatchOptions(hard_pair_ratio=0.1))
 
 
 def test_a_share_of_the_blocks_is_crossed_and_the_others_stay_as_they_were() -> None:
     captions = [[[i] * 20] for i in range(8)]
-    without, share = builder(), builder(BatchOptions(text_length=32, crossed_share=0.3))
+    without, share = builder(), builder(BatchOptions(text_length=32, hard_pair_ratio=0.3))
     same = 0
     for number in range(600):
         one = dataclasses.replace(block(captions, epoch=number), number=number)
@@ -272,7 +272,7 @@ def test_a_share_of_the_blocks_is_crossed_and_the_others_stay_as_they_were() -> 
 
 
 def test_shares_of_samples_are_those_of_the_options() -> None:
-    text, image, length, matched = masked_shares(MaskingOptions(caption_share=0.3, drop_share=0.2), 400).T
+    text, image, length, matched = masked_shares(MaskingOptions(captioning_ratio=0.3, text_dropout=0.2), 400).T
     # Standard error of a share is below 0.009 here. Other samples have at least one masked token of the image.
     assert ((image == 0) & (text > 0)).mean() == pytest.approx(0.3, abs=0.035)
     assert (length == 0).mean() == pytest.approx(0.2, abs=0.035)
@@ -283,7 +283,7 @@ def test_shares_of_samples_are_those_of_the_options() -> None:
 def test_masks_depend_on_seed_epoch_and_key_only(tmp_path: Path) -> None:
     """A sample met in another block, among others, has the same caption and the same masks."""
     write_tokens(tmp_path, [64])
-    make = builder(BatchOptions(text_length=32, swap_share=0), masking=MaskingOptions())
+    make = builder(BatchOptions(text_length=32, itm_negative_ratio=0), masking=MaskingOptions())
     found: list[dict[str, bytes]] = []
     for size in (4, 16):
         reader = BlockReader([source(tmp_path)], TokenDecoder(VOCABULARY), StreamOptions(block=size, streams=2))
@@ -321,13 +321,19 @@ def test_another_grid_than_the_index_says_is_refused() -> None:
 
 
 def test_impossible_options_are_refused() -> None:
-    for wrong in ({"text_length": 0}, {"buckets": 0}, {"swap_share": 1.0}, {"swap_share": -0.1}, {"crossed_share": 1.1}):
+    for wrong in (
+        {"text_length": 0},
+        {"buckets": 0},
+        {"itm_negative_ratio": 1.0},
+        {"itm_negative_ratio": -0.1},
+        {"hard_pair_ratio": 1.1},
+    ):
         with pytest.raises(UserError):
             BatchOptions(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_batch_without_padding_says_so() -> None:
-    options = BatchOptions(text_length=8, buckets=1, multiple_of=1)
+    options = BatchOptions(text_length=8, buckets=1, pad_to_multiple_of=1)
     image = GRID[0] * GRID[1]
     full = builder(options)([block([[list(range(8))], [list(range(8))]])])
     assert full.tokens.shape[1] == 8 + image + 3

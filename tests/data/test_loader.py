@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptface_dist.data.batch import BatchBuilder, BatchOptions, MaskedBatch
-from gptface_dist.data.loader import Deal, Loader, Position
+from gptface_dist.data.loader import BatchSharding, Loader, Position
 from gptface_dist.data.masking import MaskingOptions
 from gptface_dist.data.stream import BlockReader, StreamOptions
 from gptface_dist.data.tokens import TokenDecoder, TokenSample
@@ -41,7 +41,7 @@ def make_loader(
         skip,
     )
     build = BatchBuilder(VOCABULARY, GRID, 1, MaskingOptions(), BatchOptions(text_length=32))
-    return Loader(reader, build, Deal(16, micro, BLOCK, rank, ranks), workers, **more)  # type: ignore[arg-type]
+    return Loader(reader, build, BatchSharding(16, micro, BLOCK, rank, ranks), workers, **more)  # type: ignore[arg-type]
 
 
 def content(batch: MaskedBatch) -> list[bytes]:
@@ -172,7 +172,7 @@ def test_other_data_is_refused_on_resume(folders: list[Path]) -> None:
     block=st.integers(1, 4), per=st.integers(1, 4), ranks=st.integers(1, 4), micros=st.integers(1, 4), start=st.integers(0, 50)
 )
 def test_dealing_covers_every_block_once(block: int, per: int, ranks: int, micros: int, start: int) -> None:
-    deals = [Deal(block * per * ranks * micros, block * per, block, rank, ranks) for rank in range(ranks)]
+    deals = [BatchSharding(block * per * ranks * micros, block * per, block, rank, ranks) for rank in range(ranks)]
     for step in range(3):
         dealt = [
             number
@@ -186,11 +186,11 @@ def test_dealing_covers_every_block_once(block: int, per: int, ranks: int, micro
 
 def test_impossible_deals_name_the_nearest_legal_one() -> None:
     with pytest.raises(UserError, match=r"micro_batch 6 must be a multiple of block 4: nearest is 8"):
-        Deal(16, 6, 4)
+        BatchSharding(16, 6, 4)
     with pytest.raises(UserError, match=r"global_batch 30 must be a multiple of micro_batch 4 x 2 ranks: nearest is 32"):
-        Deal(30, 4, 4, 0, 2)
+        BatchSharding(30, 4, 4, 0, 2)
     with pytest.raises(UserError, match="rank 2 is not one of 2"):
-        Deal(16, 4, 4, 2, 2)
+        BatchSharding(16, 4, 4, 2, 2)
 
 
 def test_batches_of_a_worker_are_arrays(folders: list[Path]) -> None:

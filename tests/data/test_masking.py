@@ -161,9 +161,9 @@ def test_every_image_token_is_masked_about_as_often() -> None:
         {"span_longest": 0},
         {"mask_share": 0.95},
         {"block_aspect": 0.5},
-        {"caption_share": -0.1},
-        {"caption_share": 0.95},
-        {"drop_share": 0.85},
+        {"captioning_ratio": -0.1},
+        {"captioning_ratio": 0.95},
+        {"text_dropout": 0.85},
     ],
 )
 def test_impossible_options_are_refused(wrong: dict[str, float]) -> None:

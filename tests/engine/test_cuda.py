@@ -15,7 +15,7 @@ import torch
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.spawn import spawn
 from gptface_dist.engine import parity
-from gptface_dist.engine.parity import MODEL, VOCABULARY, Case, Found
+from gptface_dist.engine.parity import MODEL, VOCABULARY, Case, ParityResult
 from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
@@ -59,7 +59,7 @@ def waits(case: Case, gpu: Any) -> dict[str, list[str]]:
 
 def work(rank_info: RankInfo, folder: Path) -> None:
     """One spawned process, for all cases of a world size."""
-    with libraries.hushed():
+    with libraries.quiet_imports():
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
@@ -86,7 +86,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_steps_on_a_gpu_are_the_plain_models(results: list[dict[str, Any]]) -> None:
     for result in results:
-        found = Found(**result["found"])
+        found = ParityResult(**result["found"])
         assert found.ok(), found
 
 

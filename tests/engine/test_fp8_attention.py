@@ -62,13 +62,13 @@ def steps(layout: Layout, attention: AttentionOptions) -> Steps:
 
 def distance(found: Steps, wanted: Steps, rank: int, size: int) -> Errors:
     """Relative errors step by step, of a tensor-parallel rank against the whole."""
-    from gptface_dist.model.parameters import cut
+    from gptface_dist.model.parameters import tensor_parallel_sharding
 
     errors = []
     for (loss, norm, mine), (true_loss, true_norm, true) in zip(found, wanted, strict=True):
         worst = 0.0
         for name, gradient in mine.items():
-            how = cut(name, MODEL)
+            how = tensor_parallel_sharding(name, MODEL)
             part = true[name] if how is None else how.shard(true[name], rank, size)
             worst = max(worst, float((gradient - part).norm() / max(float(part.norm()), 1e-3 * true_norm)))
         errors.append({"loss": abs(loss / true_loss - 1), "norm": abs(norm / true_norm - 1), "gradient": worst})
@@ -77,7 +77,7 @@ def distance(found: Steps, wanted: Steps, rank: int, size: int) -> Errors:
 
 def work(rank_info: RankInfo, layout: Layout, folder: Path) -> None:
     """One spawned process: alone it writes what it found, with others how far it is from that."""
-    with libraries.hushed():
+    with libraries.quiet_imports():
         libraries.import_libraries()
         from megatron.core import parallel_state
 

@@ -14,7 +14,7 @@ from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.rendezvous import rendezvous_store
 from gptface_dist.distributed.spawn import spawn
 from gptface_dist.engine import parity
-from gptface_dist.engine.parity import MODEL, Case, Found, prove
+from gptface_dist.engine.parity import MODEL, Case, ParityResult, run_parity
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import ZERO_STAGES, Layout
 from gptface_dist.parallel.options import EngineOptions
@@ -41,7 +41,7 @@ WANTED = [
     *(Case(Layout(zero=zero)) for zero in ZERO_STAGES),
     *(Case(Layout(pp=4, zero=zero), UNEVEN) for zero in (0, 3)),
     Case(Layout(pp=2, vpp=2, zero=2)),
-    *(Case(Layout(dp=2, pp=pp, zero=3, gathering="per_step")) for pp in (1, 2)),
+    *(Case(Layout(dp=2, pp=pp, zero=3, reshard_after_forward=False)) for pp in (1, 2)),
     Case(Layout(tp=2, pp=2, vpp=2, sp=True, zero=3), ALL),
     Case(Layout(tp=4, zero=1), dataclasses.replace(ALL, layers=2)),
     *(Case(layout, DROPOUT) for layout in (Layout(zero=0), Layout(pp=2, vpp=2, zero=1))),
@@ -69,29 +69,29 @@ CASES = [shortened(case) for case in WANTED]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
-    return prove(CASES, tmp_path_factory.mktemp("parity") / "found.jsonl")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[ParityResult]:
+    return run_parity(CASES, tmp_path_factory.mktemp("parity") / "found.jsonl")
 
 
-def test_every_case_was_run(found: list[Found]) -> None:
+def test_every_case_was_run(found: list[ParityResult]) -> None:
     ordered = sorted(CASES, key=lambda case: case.layout.world)
     assert [one.layout for one in found] == [str(case) for case in ordered]
 
 
-def test_layouts_compute_what_the_plain_model_computes(found: list[Found]) -> None:
+def test_layouts_compute_what_the_plain_model_computes(found: list[ParityResult]) -> None:
     wrong = [one for one in found if not one.ok()]
     assert wrong == []
     # A loss to six digits, in every step.
     assert all(one.loss < 1e-6 for one in found if "bfloat16" not in one.layout)
 
 
-def test_recomputing_changes_nothing_at_all(found: list[Found]) -> None:
+def test_recomputing_changes_nothing_at_all(found: list[ParityResult]) -> None:
     losses = {one.layout: one.losses for one in found}
     for layout, recompute in RECOMPUTED:
         assert losses[f"{layout}, dropout, recompute {recompute}"] == losses[f"{layout}, dropout"]
 
 
-def test_bfloat16_layouts_round_alike(found: list[Found]) -> None:
+def test_bfloat16_layouts_round_alike(found: list[ParityResult]) -> None:
     """Every layout is within the band of float32 (in the test of all); those that round in the same places are equal."""
     losses = {one.layout: one.losses for one in found}
     alone = losses[f"{Layout(zero=0)}, bfloat16"]
@@ -105,7 +105,7 @@ def test_bfloat16_layouts_round_alike(found: list[Found]) -> None:
         assert mine == pytest.approx(alone, rel=2**-9 if layout.tp > 1 else 1e-3)
 
 
-def test_zero3_gathers_what_it_should(found: list[Found]) -> None:
+def test_zero3_gathers_what_it_should(found: list[ParityResult]) -> None:
     """By hand: float32, two replicas, four micro-batches each; a rank's half of 71 biases is padded to 36."""
     gathered = {one.layout: one.gathered for one in found}
     sizes = {p.name: 4 * (math.prod(p.shape) + math.prod(p.shape) % 2) for p in parity.parameters(MODEL, parity.VOCABULARY)}
@@ -132,7 +132,7 @@ def test_the_matrix_has_every_legal_cell() -> None:
     assert len({str(case.layout) for case in parity.matrix()}) == 36
 
 
-def test_every_parameter_was_compared_in_every_step(found: list[Found]) -> None:
+def test_every_parameter_was_compared_in_every_step(found: list[ParityResult]) -> None:
     names = sum(1 for _ in parity.parameters(MODEL, parity.VOCABULARY))
     assert found[0].compared == 3 * names
 
@@ -147,7 +147,7 @@ NEEDED = {
 
 def without_bridges(rank_info: RankInfo, ports: list[int], folder: Path, turn: Any) -> None:
     """One of four spawned processes: each case without its bridge; what comes of it is written down."""
-    with libraries.hushed():
+    with libraries.quiet_imports():
         libraries.import_libraries()
         from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 
@@ -156,11 +156,11 @@ def without_bridges(rank_info: RankInfo, ports: list[int], folder: Path, turn: A
     compare, over_the_world = parity.compare, coordinator.assert_ints_same_as_other_ranks
     for (name, case), port in zip(NEEDED.items(), ports, strict=True):
 
-        def caught(case: Case, name: str = name) -> Found:
+        def caught(case: Case, name: str = name) -> ParityResult:
             try:
                 result = compare(case)
             except RuntimeError as error:
-                result = Found(str(case), gradient=math.inf, worst=str(error), compared=1)
+                result = ParityResult(str(case), gradient=math.inf, worst=str(error), compared=1)
             (folder / f"{name}-{rank_info.rank}").write_text(json.dumps(dataclasses.asdict(result)))
             return result
 
@@ -182,7 +182,9 @@ def test_each_bridge_is_needed(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stores:
         ports = [stores.enter_context(rendezvous_store()) for _ in NEEDED]
         spawn(without_bridges, 4, ports, tmp_path, turn)
-    found = {name: [Found(**json.loads((tmp_path / f"{name}-{rank}").read_text())) for rank in range(4)] for name in NEEDED}
+    found = {
+        name: [ParityResult(**json.loads((tmp_path / f"{name}-{rank}").read_text())) for rank in range(4)] for name in NEEDED
+    }
     for name, ranks in found.items():
         assert not all(one.ok() for one in ranks), name
     assert max(one.gradient for one in found["forget_gradients"]) < math.inf, "wrong, not a crash"
@@ -190,8 +192,8 @@ def test_each_bridge_is_needed(tmp_path: Path) -> None:
 
 
 def test_the_comparison_can_fail() -> None:
-    assert Found("x", compared=1).ok()
-    assert not Found("x").ok(), "nothing compared is no proof"
+    assert ParityResult("x", compared=1).ok()
+    assert not ParityResult("x").ok(), "nothing compared is no proof"
     for name in ("loss", "norm", "gradient"):
-        assert not Found("x", compared=1, **{name: 2e-5}).ok()
-        assert not Found("x", compared=1, **{name: float("nan")}).ok()
+        assert not ParityResult("x", compared=1, **{name: 2e-5}).ok()
+        assert not ParityResult("x", compared=1, **{name: float("nan")}).ok()

@@ -179,14 +179,16 @@ def test_sequences_are_laid_out_as_in_training(generator: Generator) -> None:
     """Against the data's own batches."""
     from gptface_dist.data.batch import BatchBuilder, BatchOptions
     from gptface_dist.data.masking import MaskingOptions
-    from gptface_dist.data.stream import Block, Delivered, Origin
+    from gptface_dist.data.stream import Block, DecodedSample, Provenance
     from gptface_dist.data.tokens import TokenSample
 
     codes = np.arange(16, dtype=np.uint16).reshape(4, 4)
     sample = TokenSample(codes, np.array([[5, 9, 2]], dtype=np.int32))
-    masking = MaskingOptions(caption_share=0, drop_share=0)
-    build = BatchBuilder(generator.vocabulary, (4, 4), 0, masking, BatchOptions(text_length=3, swap_share=0, multiple_of=1))
-    batch = build([Block(0, [Delivered(sample, Origin("s", "0.tar", "k", 0))], [])])
+    masking = MaskingOptions(captioning_ratio=0, text_dropout=0)
+    build = BatchBuilder(
+        generator.vocabulary, (4, 4), 0, masking, BatchOptions(text_length=3, itm_negative_ratio=0, pad_to_multiple_of=1)
+    )
+    batch = build([Block(0, [DecodedSample(sample, Provenance("s", "0.tar", "k", 0))], [])])
     ours = compose(
         generator.vocabulary, torch.tensor([5, 9, 2]), torch.from_numpy(codes.astype(np.int64)), False, torch.zeros(4, 4) > 0
     )

@@ -134,13 +134,13 @@ def test_mistakes_are_named(generator: Generator, tmp_path: Path) -> None:
 
 def test_what_training_did_not_have_is_refused(release_folder: Path) -> None:
     loaded = release.load(release_folder)
-    data = {"batch": {"text_length": 12}, "masking": {"drop_share": 0.0}}
+    data = {"batch": {"text_length": 12}, "masking": {"text_dropout": 0.0}}
     card = replace(loaded.config.card, config={"data": data})
     limited = Generator.from_release(replace(loaded, config=replace(loaded.config, card=card)))
     assert limited.longest_text == 12
     with pytest.raises(UserError, match="the model takes 12"):
         limited.generate("z" * 20)
-    with pytest.raises(UserError, match=r"drop_share=0.*cannot be guided classifier-free"):
+    with pytest.raises(UserError, match=r"text_dropout=0.*cannot be guided classifier-free"):
         limited.generate(TEXT, guidance=Guidance(classifier_free=1.0))
     with pytest.raises(UserError, match="cannot be guided classifier-free"):
         limited.check_guidance(Guidance(classifier_free=0.1))

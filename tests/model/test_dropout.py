@@ -33,10 +33,10 @@ def test_what_is_kept_is_scaled_and_the_share_is_as_asked() -> None:
 
 @pytest.mark.parametrize("other", [Masks(2, 2, 4, 3), Masks(1, 3, 4, 3), Masks(1, 2, 36, 3), Masks(1, 2, 4, 2), None])
 def test_choices_are_independent(other: Masks | None) -> None:
-    """Of those of another seed, step, sequence, layer and place, and along each axis: products of signs average to zero."""
-    shape, place = (32, 32, 64), ATTENTION if other else FEED_FORWARD
+    """Of those of another seed, step, sequence, layer and site, and along each axis: products of signs average to zero."""
+    shape, site = (32, 32, 64), ATTENTION if other else FEED_FORWARD
     mine = MASKS.hidden(torch.ones(shape), 0.5, ATTENTION, sequence_axis=0) - 1
-    theirs = (other or MASKS).hidden(torch.ones(shape), 0.5, place, sequence_axis=0) - 1
+    theirs = (other or MASKS).hidden(torch.ones(shape), 0.5, site, sequence_axis=0) - 1
     bound = 5 / math.sqrt(mine.numel())
     assert abs((mine * theirs).mean()) < bound
     for axis in range(3):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.parameters import Cut, initialise
+from gptface_dist.model.parameters import TensorParallelSharding, initialise
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.tokenizers.vocabulary import Vocabulary
@@ -62,16 +62,18 @@ def test_initial_values_have_their_deviation() -> None:
 @given(size=st.sampled_from([1, 2, 4, 8]), activation=st.sampled_from(["gelu", "swiglu"]))
 def test_joined_shards_are_the_whole(size: int, activation: str) -> None:
     for parameter in MilmItm().parameters(dataclasses.replace(SMALL, activation=activation), VOCABULARY):
-        if parameter.cut is not None:
+        if parameter.sharding is not None:
             whole = torch.randn(parameter.shape)
-            shards = [parameter.cut.shard(whole, rank, size) for rank in range(size)]
-            assert {shard.shape[parameter.cut.axis] for shard in shards} == {-(-whole.shape[parameter.cut.axis] // size)}
-            assert torch.equal(parameter.cut.join(shards, parameter.shape), whole)
+            shards = [parameter.sharding.shard(whole, rank, size) for rank in range(size)]
+            assert {shard.shape[parameter.sharding.axis] for shard in shards} == {
+                -(-whole.shape[parameter.sharding.axis] // size)
+            }
+            assert torch.equal(parameter.sharding.join(shards, parameter.shape), whole)
 
 
 def test_a_shard_of_heads_is_a_range_of_rows() -> None:
     whole = torch.arange(48).unsqueeze(1)
-    assert Cut(0).shard(whole, 1, 2).flatten().tolist() == list(range(24, 48))
+    assert TensorParallelSharding(0).shard(whole, 1, 2).flatten().tolist() == list(range(24, 48))
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
@@ -86,7 +88,7 @@ def test_sharded_layers_add_up_to_the_whole(activation: str, size: int) -> None:
 
     def shard(name: str, rank: int) -> torch.Tensor:
         entry, whole = table[f"layers.1.{name}"], model.get_parameter(f"layers.1.{name}")
-        return whole if entry.cut is None else entry.cut.shard(whole, rank, size)
+        return whole if entry.sharding is None else entry.sharding.shard(whole, rank, size)
 
     mlp = attention = torch.zeros_like(x)
     for rank in range(size):
@@ -100,10 +102,10 @@ def test_sharded_layers_add_up_to_the_whole(activation: str, size: int) -> None:
         qkv = F.linear(x, shard("qkv.weight", rank), shard("qkv.bias", rank)).view(2, 5, 4 // size, 3, 4)
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
         heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 5, -1)
-        attention = attention + F.linear(heads, shard("projection.weight", rank))
+        attention = attention + F.linear(heads, shard("out_proj.weight", rank))
     seen = torch.ones(2, 1, 1, 5, dtype=torch.bool)
     assert torch.allclose(mlp + layer.mlp_out.bias, layer.mlp_out(layer._activate(layer.mlp_in(x))))
-    assert torch.allclose(attention + layer.projection.bias, layer.projection(layer._attend(x, seen)))
+    assert torch.allclose(attention + layer.out_proj.bias, layer.out_proj(layer._attend(x, seen)))
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ class Oracle:
     def features(self, tokens: np.ndarray, segments: np.ndarray, positions: np.ndarray) -> np.ndarray:
         x = np.stack([self.embed(*token) for token in zip(tokens, segments, positions, strict=True)])
         for i in range(self.o.layers):
-            x = x + self.linear(self.attend(self.norm(x, f"layers.{i}.attention_norm"), i), f"layers.{i}.projection")
+            x = x + self.linear(self.attend(self.norm(x, f"layers.{i}.attention_norm"), i), f"layers.{i}.out_proj")
             inner = self.linear(self.norm(x, f"layers.{i}.mlp_norm"), f"layers.{i}.mlp_in")
             if self.o.activation == "swiglu":
                 gate, up = inner[:, : self.o.ffn], inner[:, self.o.ffn :]
@@ -207,7 +207,7 @@ def test_norms_biases_and_embeddings_do_not_decay() -> None:
     decayed = {
         p.name.split(".", 2)[-1] if p.layer is not None else p.name for p in parameters(GPTFace(SMALL, VOCABULARY)) if p.decay
     }
-    layer = {"qkv.weight", "projection.weight", "mlp_in.weight", "mlp_out.weight"}
+    layer = {"qkv.weight", "out_proj.weight", "mlp_in.weight", "mlp_out.weight"}
     assert decayed == layer | {"token_head.dense.weight", "itm_head.pooler.weight", "itm_head.output.weight"}
 
 

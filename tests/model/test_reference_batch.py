@@ -29,13 +29,15 @@ def run(model: GPTFace, batch: ReferenceBatch) -> dict[str, torch.Tensor]:
 @given(
     grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     text_length=st.integers(1, 20),
-    multiple_of=st.sampled_from([1, 2, 3, 16]),
+    pad_to_multiple_of=st.sampled_from([1, 2, 3, 16]),
     seed=st.integers(0, 2**32),
 )
-def test_every_sequence_is_cls_text_sep_image_sep(grid: tuple[int, int], text_length: int, multiple_of: int, seed: int) -> None:
-    batch = reference_batch(VOCABULARY, grid, text_length, multiple_of, seed)
-    assert batch.tokens.shape[1] % multiple_of == 0
-    assert batch.tokens.shape[1] < int(batch.lengths.max()) + multiple_of
+def test_every_sequence_is_cls_text_sep_image_sep(
+    grid: tuple[int, int], text_length: int, pad_to_multiple_of: int, seed: int
+) -> None:
+    batch = reference_batch(VOCABULARY, grid, text_length, pad_to_multiple_of, seed)
+    assert batch.tokens.shape[1] % pad_to_multiple_of == 0
+    assert batch.tokens.shape[1] < int(batch.lengths.max()) + pad_to_multiple_of
     assert batch.grid == grid
     captions = (batch.lengths - grid[0] * grid[1] - 3).tolist()
     assert (captions[0], captions[-1]) == (1, text_length)

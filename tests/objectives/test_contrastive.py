@@ -22,7 +22,7 @@ from gptface_dist.objectives.contrastive import Contrastive, LogitScale, PairBat
 from gptface_dist.sequence import IMAGE, TEXT
 
 OBJECTIVE = Contrastive(projection=8)
-DATA = DataConfig("", [], batch=BatchOptions(text_length=20, multiple_of=4))
+DATA = DataConfig("", [], batch=BatchOptions(text_length=20, pad_to_multiple_of=4))
 
 
 def features(number: int, scale: float, alike: bool = False) -> dict[str, Tensor]:
@@ -210,5 +210,5 @@ def test_impossible_options_are_refused() -> None:
 def test_parity_is_of_hard_pairs() -> None:
     """When pairs are solved, or all alike, gradients are rounding noise."""
     case = parity.Case(parity.Layout(zero=0), objective=Contrastive(), seed=3)
-    norms = [norm for _, norm, _ in parity.truth(case, parity.OptimizerOptions(eps=1e-4))]
+    norms = [norm for _, norm, _ in parity.reference_steps(case, parity.OptimizerOptions(eps=1e-4))]
     assert min(norms) > 1

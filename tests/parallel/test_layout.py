@@ -34,7 +34,7 @@ def test_every_layer_is_on_exactly_one_chunk_in_order(layers: int, pp: int, vpp:
         (Layout(pp=3, vpp=2), 3, 9, "4 layers cannot fill pp 3 x vpp 2 = 6 chunks"),
         (Layout(pp=2, vpp=2), 2, 7, "multiple of pp 2 micro-batches a step, got 7: nearest is 8"),
         (Layout(dp=2, tp=2), 8, 8, "needs 4 processes, there are 8: dp 4 would fit"),
-        (Layout(zero=1, gathering="per_step"), 1, 8, "needs zero=3, got zero=1"),
+        (Layout(zero=1, reshard_after_forward=False), 1, 8, "needs zero=3, got zero=1"),
         (Layout(gathering="never"), 1, 8, "gathering must be one of per_microbatch, per_step"),
     ],
 )

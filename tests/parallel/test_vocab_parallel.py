@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gptface_dist.parallel import vocab_parallel
 from gptface_dist.parallel.layout import Layout
-from gptface_dist.parallel.vocab_parallel import TiedGradient, WordLogits, WordRange
+from gptface_dist.parallel.vocab_parallel import TiedGradient, VocabParallelHead, VocabRange
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=11, image_codes=6, text_sha256="a" * 64, image_sha256="b" * 64)
@@ -21,10 +21,10 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocab_parallel, "copy_to_tensor_model_parallel_region", lambda x: x)
 
 
-def words(dtype: torch.dtype) -> WordLogits:
+def words(dtype: torch.dtype) -> VocabParallelHead:
     generator = torch.Generator().manual_seed(0)
-    made = WordLogits(
-        WordRange(VOCABULARY, Layout()),
+    made = VocabParallelHead(
+        VocabRange(VOCABULARY, Layout()),
         nn.Parameter(torch.randn(VOCABULARY.size, HIDDEN, generator=generator).to(dtype)),
     )
     made.bias.data = torch.randn(VOCABULARY.size, generator=generator).to(dtype)

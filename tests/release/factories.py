@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from gptface_dist.checkpoint.box import Box, boxes
-from gptface_dist.checkpoint.pieces import Piece, Pieces
+from gptface_dist.checkpoint.chunk_spec import ChunkSpec, chunk_specs
 from gptface_dist.checkpoint.record import RunRecord
-from gptface_dist.checkpoint.save import Content, save
+from gptface_dist.checkpoint.save import Content, save_checkpoint
+from gptface_dist.checkpoint.tensor_shards import TensorChunk, TensorShards
 from gptface_dist.distributed.collectives import RankGroup
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise
@@ -78,13 +78,13 @@ def make_checkpoint(
     batch = reference_batch(model.vocabulary, GRID, 16)
     recorded = ReferenceOutputs(batch, outputs or reference_outputs(MilmItm(), model, batch), dtype)
     pieces = {}
-    kinds = {"weights": model} | ({"moment1": model, "moment2": model} if moments else {})
-    kinds |= {"average": average} if average else {}
+    kinds = {"weights": model} | ({"exp_avg": model, "exp_avg_sq": model} if moments else {})
+    kinds |= {"ema": average} if average else {}
     for kind, held in kinds.items():
         for name, parameter in held.named_parameters():
             whole = parameter.detach()
-            parts = [Piece(box, _part(whole, box)) for box in _boxes(tuple(whole.shape), cut)]
-            pieces[f"{kind}/{stored_as(name)}"] = Pieces(tuple(whole.shape), parts)
+            parts = [TensorChunk(box, _part(whole, box)) for box in _boxes(tuple(whole.shape), cut)]
+            pieces[f"{kind}/{stored_as(name)}"] = TensorShards(tuple(whole.shape), parts)
     config = {
         "objective": dataclasses.asdict(ObjectiveOptions()),
         "model": dataclasses.asdict(model.options),
@@ -104,13 +104,13 @@ def make_checkpoint(
         versions={"torch": "2.13.0", "deepspeed": "0.19.8"},
     )
     files = {REFERENCE_NAME: recorded.content()}
-    return save(run / "checkpoints", Content(pieces, record, files), RankGroup())
+    return save_checkpoint(run / "checkpoints", Content(pieces, record, files), RankGroup())
 
 
-def _boxes(shape: tuple[int, ...], cut: int) -> list[Box]:
+def _boxes(shape: tuple[int, ...], cut: int) -> list[ChunkSpec]:
     size = math.prod(shape)
-    return [box for start in range(0, size, cut) for box in boxes(start, min(size, start + cut), shape)]
+    return [box for start in range(0, size, cut) for box in chunk_specs(start, min(size, start + cut), shape)]
 
 
-def _part(whole: torch.Tensor, box: Box) -> torch.Tensor:
+def _part(whole: torch.Tensor, box: ChunkSpec) -> torch.Tensor:
     return whole[tuple(slice(start, start + length) for start, length in zip(box.offsets, box.sizes, strict=True))]

@@ -65,13 +65,13 @@ def test_bfloat16_and_the_average(run: Path, vocabulary: Vocabulary, tmp_path: P
     assert max(card.parity.values()) < 1e-6
     held = release.weights(tmp_path / "half")
     assert all(torch.equal(held[name], p.bfloat16()) for name, p in make_model(vocabulary).named_parameters())
-    convert(run, tmp_path / "average", ConvertOptions(dtype="float32", average=True, license="mit", name="Mean"))
-    found = release.load(tmp_path / "average")
+    convert(run, tmp_path / "ema", ConvertOptions(dtype="float32", ema=True, license="mit", name="Mean"))
+    found = release.load(tmp_path / "ema")
     averaged = make_model(vocabulary, seed=9)
     assert all(torch.equal(found.model.get_parameter(name), p) for name, p in averaged.named_parameters())
-    assert (found.config.card.average, found.config.card.license, found.config.card.name) == (True, "mit", "Mean")
+    assert (found.config.card.ema, found.config.card.license, found.config.card.name) == (True, "mit", "Mean")
     # What a release records is its own answer, not that of the weights the run went on with.
-    recorded = ReferenceOutputs.load(tmp_path / "average" / "reference.safetensors")
+    recorded = ReferenceOutputs.load(tmp_path / "ema" / "reference.safetensors")
     outputs = reference_outputs(MilmItm(), averaged, recorded.batch)
     assert max(difference(outputs, recorded.outputs).values()) < 1e-6
 
@@ -158,7 +158,7 @@ def test_rounding_that_changes_the_model_is_refused(tokenizers: Path, vocabulary
         model.itm_head.output.bias.copy_(torch.tensor([300.9, 301.1]))
         model.itm_head.output.weight.mul_(100)
         for layer in model.layers:
-            layer.projection.weight.mul_(40)
+            layer.out_proj.weight.mul_(40)
             layer.qkv.weight.mul_(6)
     make_checkpoint(tmp_path / "run", model, tokenizers)
     with pytest.raises(UserError, match="bfloat16 changes the outputs too much"):
@@ -220,7 +220,7 @@ def test_mistakes(run: Path, vocabulary: Vocabulary, tokenizers: Path, tmp_path:
     (tmp_path / "there").mkdir()
     refused("there exists: remove it or give another name", target="there")
     make_checkpoint(tmp_path / "plain", make_model(vocabulary), tokenizers)
-    refused("holds no running average: convert without --average", tmp_path / "plain", ConvertOptions(average=True))
+    refused("holds no running average: convert without --ema", tmp_path / "plain", ConvertOptions(ema=True))
     (tmp_path / "others").mkdir()
     make_tokenizers(tmp_path / "others", seed=2)
     refused("are not the tokenizers of", options=ConvertOptions(tokenizers=tmp_path / "others"))
@@ -253,7 +253,7 @@ def test_progress_adds_up(run: Path, tmp_path: Path) -> None:
     def report(what: str, done: int, total: int) -> None:
         told[what] = told.get(what, (0, 0))[0] + done, total
 
-    convert(run, tmp_path / "release", ConvertOptions(average=True), report)
+    convert(run, tmp_path / "release", ConvertOptions(ema=True), report)
     assert list(told) == [
         "comparing with the training run",
         "running the average",

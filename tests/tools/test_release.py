@@ -65,11 +65,11 @@ def test_inspect_a_run_and_its_checkpoint(run: Path) -> None:
     assert told.startswith(f"checkpoint {folder}\n")
     lines = [" ".join(line.split()) for line in told.splitlines()]
     assert "layers.0-1.qkv.weight 2 48 x 16 float32 1,536" in lines
-    assert any(line.startswith("Holds moment1 (") for line in lines)
+    assert any(line.startswith("Holds exp_avg (") for line in lines)
     status, told, _ = gptface("inspect", folder, "--tensors", "--verify")
     assert status == 0
     assert told.endswith("every file is what was written\n")
-    assert len([line for line in told.splitlines() if "moment2/layers.1.qkv.weight" in line]) == 1
+    assert len([line for line in told.splitlines() if "exp_avg_sq/layers.1.qkv.weight" in line]) == 1
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_inspect_a_run_and_its_checkpoint(run: Path) -> None:
         (["inspect", "nowhere"], "nowhere is neither a release (config.json) nor a checkpoint (run.json) nor a run"),
         (["convert", "nowhere", "out"], "nowhere holds no checkpoint: give the folder of a checkpoint or of a run"),
         (["convert", "{run}", "out", "--dtype", "fp8"], "a release is one of float32, bfloat16, not 'fp8'"),
-        (["convert", "{run}", "out", "--average"], "holds no running average: convert without --average"),
+        (["convert", "{run}", "out", "--ema"], "holds no running average: convert without --ema"),
         (["convert", "{run}", "out", "--tokenizers", "{run}"], "vocabulary.json does not exist"),
     ],
 )

@@ -19,7 +19,7 @@ from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
 from gptface_dist.errors import UserError
 from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.options import ModelOptions
-from gptface_dist.model.parameters import Parameter
+from gptface_dist.model.parameters import ParameterSpec
 from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
@@ -37,7 +37,7 @@ SICK = 2
 FP8 = AttentionOptions("fp8")
 ALL_HERE = Layout(zero=0)
 LIMIT = 0.3
-FALLS = AttentionHealthOptions(every=2, sequences=2, fall_back=LIMIT)
+FALLS = AttentionHealthOptions(interval=2, sequences=2, fall_back=LIMIT)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Job:
 NORMED = replace(MODEL, qk_norm=True)
 ALONE = [
     Job("alone"),
-    Job("sdpa", attention=AttentionOptions("sdpa"), options=AttentionHealthOptions(every=2)),
+    Job("sdpa", attention=AttentionOptions("sdpa"), options=AttentionHealthOptions(interval=2)),
     Job("recomputed", recompute="layer"),
     Job("normed", model=NORMED),
 ]
@@ -67,7 +67,7 @@ TWO = [
 ]
 
 
-def initial(entry: Parameter, seed: int) -> torch.Tensor:
+def initial(entry: ParameterSpec, seed: int) -> torch.Tensor:
     """In the sick layer, one channel of every query is 10^7 times the others, and does nothing: that of keys is zero."""
     values = HEALTHY(entry, seed)
     if entry.name.startswith(f"layers.{SICK}.qkv"):
@@ -78,7 +78,7 @@ def initial(entry: Parameter, seed: int) -> torch.Tensor:
     return values
 
 
-def initial_normed(entry: Parameter, seed: int) -> torch.Tensor:
+def initial_normed(entry: ParameterSpec, seed: int) -> torch.Tensor:
     """Likewise, but it is QK-norm that makes it so."""
     values = HEALTHY(entry, seed)
     if entry.name == f"layers.{SICK}.q_norm.bias":
@@ -88,7 +88,7 @@ def initial_normed(entry: Parameter, seed: int) -> torch.Tensor:
     return values
 
 
-HEALTHY = Parameter.initial
+HEALTHY = ParameterSpec.initial
 
 
 def train(job: Job, rank: int) -> dict[str, Any]:
@@ -146,13 +146,13 @@ class Lines(logging.Handler):
 def work(rank_info: RankInfo, jobs: list[Job], folder: Path) -> None:
     """One spawned process."""
     rank = rank_info.rank
-    with libraries.hushed():
+    with libraries.quiet_imports():
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
         groups.join(rank_info, None, 300)
         for job in jobs:
-            Parameter.initial = initial_normed if job.model.qk_norm else initial  # type: ignore[method-assign]
+            ParameterSpec.initial = initial_normed if job.model.qk_norm else initial  # type: ignore[method-assign]
             groups.start(job.layout, 0)
             (folder / f"{job.name}-{rank}.json").write_text(json.dumps(train(job, rank)))
             groups.stop_layout()
@@ -245,7 +245,7 @@ def test_a_resumed_run_keeps_the_fall_back_and_the_last_report_is_shown(tmp_path
     (tmp_path / "tokenizers").mkdir()
     CORPUS.save(tmp_path / "tokenizers" / "vocabulary.json")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config(tmp_path) | {"evaluation": {}}))
-    options = ["engine.attention.kernel=fp8", "attention_health.every=2", "attention_health.fall_back=1e-6"]
+    options = ["engine.attention.kernel=fp8", "attention_health.interval=2", "attention_health.fall_back=1e-6"]
     options += [f"run.folder={tmp_path / 'run'}", "tracking.mlflow=false"]
     falls = "goes on without FP8"
     assert train_as_a_user(tmp_path, *options, "run.steps=3").stderr.count(falls) == 2
@@ -260,11 +260,11 @@ def test_a_resumed_run_keeps_the_fall_back_and_the_last_report_is_shown(tmp_path
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"fall_back must be above 0 or null, got -1"):
-        AttentionHealthOptions(every=1, fall_back=-1)
-    with pytest.raises(UserError, match=r"set attention_health\.every above 0"):
+        AttentionHealthOptions(interval=1, fall_back=-1)
+    with pytest.raises(UserError, match=r"set attention_health\.interval above 0"):
         AttentionHealthOptions(fall_back=0.1)
-    with pytest.raises(UserError, match=r"\.every must be at least 0 and \.sequences at least 1, got 1 and 0"):
-        AttentionHealthOptions(every=1, sequences=0)
+    with pytest.raises(UserError, match=r"\.interval must be at least 0 and \.sequences at least 1, got 1 and 0"):
+        AttentionHealthOptions(interval=1, sequences=0)
     with pytest.raises(UserError, match="kernel sdpa never takes FP8"):
         FALLS.check(AttentionOptions("sdpa"), 64)
     with pytest.raises(UserError, match="kernel auto never takes FP8"):

@@ -45,11 +45,11 @@ def config(folder: Path) -> Config:
     return Config(
         data=DataConfig(
             str(folder), [SourceConfig(str(folder / "tokens"))], 16, 16, StreamOptions(block=4, streams=2),
-            batch=BatchOptions(text_length=4, swap_share=0.0, buckets=1), workers=0,
+            batch=BatchOptions(text_length=4, itm_negative_ratio=0.0, buckets=1), workers=0,
         ),
         model=ModelOptions(layers=2, hidden=32, heads=2, ffn=64, text_positions=16, rows=4, columns=6, init_std=0.1),
         optimizer=OptimizerOptions(lr=1e-2),
-        schedule=ScheduleOptions(warmup=10),
+        schedule=ScheduleOptions(warmup_steps=10),
         run=RunOptions(str(folder / "run"), STEPS),
         evaluation=EvaluationOptions([SourceConfig(str(folder / "held_out"))], batches=4),
     )  # fmt: skip
@@ -67,7 +67,7 @@ FORWARD = emulator.forward
 
 def work(_: RankInfo, folder: Path) -> None:
     """One spawned process: the study as it is, and of a recipe that is broken."""
-    with libraries.hushed():
+    with libraries.quiet_imports():
         libraries.import_libraries()
         from gptface_dist.training.analysis.fp8_study import compare, prepared
 

@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tokens(folder / "tokens", [40], vocabulary=vocabulary)
     settings = config(folder) | {
         "run": {"steps": 1},
-        "schedule": {"warmup": 0},
+        "schedule": {"warmup_steps": 0},
         "tracking": {"mlflow": False},
         "evaluation": {},
     }
@@ -44,7 +44,7 @@ def test_the_weights_are_the_releases(folder: Path, tmp_path: Path, layout: list
     assert {f"weights/{name}" for name in wanted} == {key for key in found if key.startswith("weights/")}
     for name, parameter in wanted.items():
         assert torch.equal(found[f"weights/{name}"], parameter.detach()), name
-    assert any(found[key].abs().max() > 0 for key in found if key.startswith("moment1/")), "there were gradients"
+    assert any(found[key].abs().max() > 0 for key in found if key.startswith("exp_avg/")), "there were gradients"
 
 
 def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:

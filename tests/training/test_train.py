@@ -38,9 +38,9 @@ def config(folder: Path) -> dict[str, Any]:
             "workers": 0,
         },
         "layout": {"zero": 1},
-        "schedule": {"warmup": 2, "shape": "linear"},
+        "schedule": {"warmup_steps": 2, "shape": "linear"},
         "run": {"steps": STEPS, "log_every": 1},
-        "evaluation": {"sources": [{"path": str(folder / "held_out")}], "every": 3, "batches": 2},
+        "evaluation": {"sources": [{"path": str(folder / "held_out")}], "interval": 3, "batches": 2},
     }
 
 
@@ -94,7 +94,7 @@ def test_a_pipeline_learns_what_one_process_learns(alone: Path, pipeline: Path) 
 def test_the_journal_has_every_step(alone: Path, folder: Path) -> None:
     records = read_metrics(alone)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
-    schedule = ScheduleOptions("linear", warmup=2)
+    schedule = ScheduleOptions("linear", warmup_steps=2)
     assert [record["lr"] for record in records] == pytest.approx([1e-3 * schedule.factor(s, STEPS) for s in range(STEPS)])
     assert [record["step"] for record in read_metrics(alone, "evaluation")] == [3, STEPS]
     for record in records:
@@ -146,7 +146,7 @@ def test_mlflow_has_one_run_with_configuration_versions_and_metrics(alone: Path,
     assert run.data.params["data.sources"] == f"[{{path: {folder / 'tokens'}, weight: 1.0}}]"
     assert {"torch", "deepspeed", "gptface_dist"} <= set(run.data.tags)
     losses = [record["loss"] for record in read_metrics(alone)]
-    # tracking.every is more than the run's steps: one mean over all of them.
+    # tracking.interval is more than the run's steps: one mean over all of them.
     (metric,) = client.get_metric_history(run.info.run_id, "train/loss")
     assert metric.value == pytest.approx(np.mean(losses))
     assert [m.step for m in client.get_metric_history(run.info.run_id, "held_out/loss")] == [3, STEPS]
@@ -162,7 +162,7 @@ def test_mlflow_has_one_run_with_configuration_versions_and_metrics(alone: Path,
         (["layout.tp=3", "layout.pp=2"], "multiple of tp 3"),
         (["evaluation.batches=3"], "at most 2 batches"),
         (["model.hidden=16"], "another folder"),
-        (["run.steps=1"], "schedule.warmup"),
+        (["run.steps=1"], "schedule.warmup_steps"),
         (["optimizer.lr=1e-4"], "optimizer.lr=0.001"),
     ],
 )
@@ -177,7 +177,7 @@ def test_mistakes_are_one_line_and_change_nothing(alone: Path, folder: Path, ove
 
 
 def test_a_loss_that_is_no_number_ends_all_ranks(folder: Path) -> None:
-    overrides = ["optimizer.lr=1e30", "optimizer.clip=0", "layout.pp=2", "layout.zero=3", "tracking.mlflow=false"]
+    overrides = ["optimizer.lr=1e30", "optimizer.max_grad_norm=0", "layout.pp=2", "layout.zero=3", "tracking.mlflow=false"]
     done = train(folder, f"run.folder={folder / 'nan'}", *overrides)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("gptface: ")]

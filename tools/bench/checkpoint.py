@@ -34,17 +34,17 @@ def checkpoint(
 
     from gptface_dist.benchmarks import checkpoint as benchmark
     from gptface_dist.benchmarks.step import machine
-    from gptface_dist.config import load
+    from gptface_dist.config import load_config
     from gptface_dist.model.options import ModelOptions
     from gptface_dist.objectives.milm_itm import MilmItm
     from gptface_dist.parallel.layout import Layout
     from gptface_dist.parallel.options import EngineOptions
     from gptface_dist.tokenizers.vocabulary import VOCABULARY_NAME, Vocabulary
 
-    options = load(ModelOptions, model, [])
+    options = load_config(ModelOptions, model, [])
     # Without tokenizers, a made-up vocabulary of usual size.
     words = Vocabulary(8192, 1024, "a" * 64, "b" * 64) if tokenizers is None else Vocabulary.load(tokenizers / VOCABULARY_NAME)
-    task = benchmark.Task(options, words, Layout(dp=dp, tp=tp, zero=zero), EngineOptions(dtype), tokenizers)
+    task = benchmark.CheckpointWorkload(options, words, Layout(dp=dp, tp=tp, zero=zero), EngineOptions(dtype), tokenizers)
     console = Console()
     console.print(machine(task.layout.world), highlight=False)
     numbers = MilmItm().parameter_count(options, words)

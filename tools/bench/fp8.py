@@ -21,17 +21,17 @@ def fp8(
     from rich.console import Console
     from rich.table import Table
 
-    from gptface_dist.config import load
+    from gptface_dist.config import load_config
     from gptface_dist.parallel import libraries
     from gptface_dist.training import checks
     from gptface_dist.training.config import Config
 
-    with libraries.hushed():
+    with libraries.quiet_imports():
         libraries.import_libraries()
         from gptface_dist.training.analysis import fp8_study as study
 
-    options = study.prepared(load(Config, config, overrides or []))
-    vocabulary = checks.check(options, 1)
+    options = study.prepared(load_config(Config, config, overrides or []))
+    vocabulary = checks.check_run(options, 1)
     with bar("steps") as progress:
         task = progress.add_task("training", total=len(study.KERNELS) * seeds * options.run.steps)
 

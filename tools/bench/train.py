@@ -36,11 +36,11 @@ def train(
 
     from gptface_dist.benchmarks import step
     from gptface_dist.benchmarks.workload import Workload
-    from gptface_dist.config import load
+    from gptface_dist.config import load_config
     from gptface_dist.model.options import ModelOptions
     from gptface_dist.parallel.options import EngineOptions
 
-    options = load(ModelOptions, model, [])
+    options = load_config(ModelOptions, model, [])
     work = Workload(options, micro_batches, size, text_length, grid, text_ids, image_codes, engine=EngineOptions(dtype))
     console = Console()
     console.print(step.machine(processes), highlight=False)

@@ -106,7 +106,7 @@ class _Running:
 class _Run:
     """One call of the command."""
 
-    def __init__(self, options: Options, head: origin.Origin, say: Callable[[str], None], parts: Sequence[plan.Part]):
+    def __init__(self, options: Options, head: origin.Provenance, say: Callable[[str], None], parts: Sequence[plan.Part]):
         self._options, self._head, self._say, self._parts = options, head, say, parts
         self._began, self._merged = time.monotonic(), 0.0
         self._slots = max(2, len(os.sched_getaffinity(0)))

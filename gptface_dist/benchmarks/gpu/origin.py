@@ -11,7 +11,7 @@ from gptface_dist.training.versions import versions
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """Stands at the head of every file of records, so that figures of two machines are never mixed unseen."""
 
     device: str
@@ -24,9 +24,9 @@ class Origin:
     """Package -> version, Python's included."""
 
 
-def find(checkout: Path, dry: bool) -> Origin:
+def find(checkout: Path, dry: bool) -> Provenance:
     """The origin of what this machine will measure; :class:`UserError` where it has no GPU and this is no dry run."""
-    return Origin(f"{os.cpu_count()}-core CPU" if dry else _gpu(), dry, _commit(checkout), versions())
+    return Provenance(f"{os.cpu_count()}-core CPU" if dry else _gpu(), dry, _commit(checkout), versions())
 
 
 def now() -> str:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from gptface_dist.data.folder import ShardFolder, Unreadable
 from gptface_dist.data.pictures import decode_pixels, picture_extension
-from gptface_dist.data.stream import Origin, RawSample
+from gptface_dist.data.stream import Provenance, RawSample
 from gptface_dist.errors import UserError
 from gptface_dist.generation.region import LABELS
 from gptface_dist.generation.study.traits import TRAITS, UNKNOWN, Values, values_of
@@ -62,7 +62,7 @@ def read_faces(folder: ShardFolder, count: int, size: int, on_face: Callable[[],
             raise UserError(f"{folder.location}, shard {entry.name}: {error}") from None
         with closing(file):
             for key, extents in sidecar.samples[: count - len(faces)]:
-                raw = RawSample(Origin(folder.location, entry.name, key, 0), file, extents)
+                raw = RawSample(Provenance(folder.location, entry.name, key, 0), file, extents)
                 try:
                     faces.append(_face(raw, size))
                 except (Unreadable, KeyError, ValueError) as error:

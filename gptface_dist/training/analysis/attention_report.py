@@ -50,7 +50,7 @@ def read(folder: Path, step: int | None = None) -> Report:
     reported = [record for record in records if any(key.startswith(PREFIX) for key in record)]
     chosen = [record for record in reported if step is None or record["step"] == step]
     if not chosen:
-        steps = ", ".join(str(record["step"]) for record in reported) or "none: set attention_health.every"
+        steps = ", ".join(str(record["step"]) for record in reported) or "none: set attention_health.interval"
         raise UserError(f"{folder} has no report on attention{'' if step is None else f' at step {step}'}; there are {steps}")
     layers: dict[int, dict[str, float]] = {}
     for key, value in chosen[-1].items():

@@ -16,7 +16,7 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training.callbacks.callback import Callback
 from gptface_dist.training.config import Config
 from gptface_dist.training.metrics import LOSS, terms
-from gptface_dist.training.trainer import Trainer, assemble
+from gptface_dist.training.trainer import Trainer, build_trainer
 
 KERNELS = ("sdpa", "fp8")
 """What is compared: PyTorch's attention in the run's precision, and ours in FP8."""
@@ -66,7 +66,7 @@ def prepared(config: Config) -> Config:
     """The run in one process, evaluated at its end only; :class:`UserError` without held-out data."""
     if not config.evaluation.sources:
         raise UserError("evaluation.sources is empty: the losses that are compared are those on held-out data")
-    evaluation = replace(config.evaluation, every=config.run.steps)
+    evaluation = replace(config.evaluation, interval=config.run.steps)
     return replace(config, layout=Layout(zero=0), evaluation=evaluation, data=replace(config.data, workers=0))
 
 
@@ -86,7 +86,7 @@ def compare(
         raise UserError(f"at least 2 seeds are needed to know what another seed changes, got {len(seeds)}")
     found: dict[str, list[dict[str, float]]] = {kernel: [] for kernel in KERNELS}
     groups.join(RankInfo(), HashStore(), config.run.timeout_s)
-    with libraries.hushed():
+    with libraries.quiet_imports():
         groups.start(config.layout, 0, config.run.timeout_s)
     for seed, kernel in itertools.product(seeds, KERNELS):
         found[kernel].append(train(config, vocabulary, kernel, seed, step))
@@ -102,7 +102,7 @@ def train(config: Config, vocabulary: Vocabulary, kernel: str, seed: int, step: 
     attention = replace(config.engine.attention, kernel=kernel)
     mine = replace(config, engine=replace(config.engine, attention=attention), run=replace(config.run, seed=seed))
     evaluation = LastEvaluation(step)
-    trainer = assemble(mine, vocabulary, RankInfo(), [evaluation])
+    trainer = build_trainer(mine, vocabulary, RankInfo(), [evaluation])
     trainer.train()
     trainer.engine.close()
     return evaluation.record

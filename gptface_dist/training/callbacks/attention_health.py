@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from gptface_dist.engine.attention import AttentionProbe, without_fp8
+from gptface_dist.engine.attention import AttentionRecorder, without_fp8
 from gptface_dist.kernels.attention.health import Health
 from gptface_dist.training.analysis.attention_report import LayerReport, entries
 from gptface_dist.training.callbacks.callback import Callback
@@ -27,7 +27,7 @@ class AttentionHealth(Callback):
     def __init__(self, options: AttentionHealthOptions):
         self._options = options
         self._fallen: list[int] = []
-        self._probe: AttentionProbe | None = None
+        self._probe: AttentionRecorder | None = None
 
     def start(self, run: Trainer) -> None:
         """Layers that fell back before a resumption still do; without a threshold, none does."""
@@ -38,8 +38,8 @@ class AttentionHealth(Callback):
 
     def before_step(self, run: Trainer) -> None:
         """Look at the step if it is time."""
-        if self._options.every and (run.state.step + 1) % self._options.every == 0:
-            self._probe = AttentionProbe(run.engine, self._options.sequences)
+        if self._options.interval and (run.state.step + 1) % self._options.interval == 0:
+            self._probe = AttentionRecorder(run.engine, self._options.sequences)
             self._probe.begin()
 
     def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:

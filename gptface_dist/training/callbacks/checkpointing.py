@@ -8,12 +8,12 @@ from typing import Any
 
 from gptface_dist.checkpoint import folder
 from gptface_dist.checkpoint.background import Background, staged
-from gptface_dist.checkpoint.load import damage, find, load
+from gptface_dist.checkpoint.load import damage, find, load_checkpoint
 from gptface_dist.checkpoint.manifest import MANIFEST_NAME
 from gptface_dist.checkpoint.options import CheckpointOptions
-from gptface_dist.checkpoint.pieces import collect
 from gptface_dist.checkpoint.record import RunRecord
-from gptface_dist.checkpoint.save import Content, save
+from gptface_dist.checkpoint.save import Content, save_checkpoint
+from gptface_dist.checkpoint.tensor_shards import collect_shards
 from gptface_dist.data.loader import Position
 from gptface_dist.data.sources import open_sources
 from gptface_dist.distributed.collectives import Failed, RankGroup
@@ -66,7 +66,7 @@ class Checkpointing(Callback):
         began = time.perf_counter()
         if self._background.busy and self._background.done():
             self._finish()
-        due = self._options.every and run.state.step % self._options.every == 0
+        due = self._options.interval and run.state.step % self._options.interval == 0
         if (due or self._requested) and run.state.step > self._tried:
             self._save(run, self._options.asynchronous)
             if not self._options.asynchronous:
@@ -110,7 +110,7 @@ class Checkpointing(Callback):
         record = self._ranks.on_rank0(lambda: RunRecord.read(source))
         if found := record.differences(asdict(run.config.model), asdict(run.config.objective), run.vocabulary):
             raise UserError(f"{source} is of another model: {'; '.join(found)}")
-        load(source, run.engine.state, self._ranks)
+        load_checkpoint(source, run.engine.state, self._ranks)
         run.state = _run_state(record.state)
         self._origin = self._origin or record.origin
         self._tried = self._saved = record.step
@@ -136,7 +136,7 @@ class Checkpointing(Callback):
             origin=self._origin,
             versions=versions(),
         )
-        pieces = collect(run.engine.state.regions(), written=True)
+        pieces = collect_shards(run.engine.state.local_shards(), written=True)
         dtype = run.config.engine.dtype
         content = Content(
             pieces=staged(pieces) if asynchronous else pieces,
@@ -145,8 +145,8 @@ class Checkpointing(Callback):
         )
 
         def write() -> None:
-            save(self._checkpoints, content, self._ranks)
-            self._ranks.on_rank0(lambda: folder.prune(self._checkpoints, step, options.keep_last, options.keep_every))
+            save_checkpoint(self._checkpoints, content, self._ranks)
+            self._ranks.on_rank0(lambda: folder.prune(self._checkpoints, step, options.keep_last, options.keep_interval))
 
         self._tried = step
         self._background.begin(write)
@@ -167,7 +167,7 @@ class Checkpointing(Callback):
 def _reference_batch(run: Trainer) -> ReferenceBatch:
     data = run.config.data
     _, grid = open_sources(data, run.vocabulary)
-    return reference_batch(run.vocabulary, grid, data.batch.text_length, data.batch.multiple_of)
+    return reference_batch(run.vocabulary, grid, data.batch.text_length, data.batch.pad_to_multiple_of)
 
 
 def _origin(path: Path) -> str:

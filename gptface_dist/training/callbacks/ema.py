@@ -16,9 +16,9 @@ class EMA(Callback):
     def start(self, run: Trainer) -> None:
         """Begin with the weights as they now are."""
         if self._decay:
-            run.engine.state.begin_average()
+            run.engine.state.begin_ema()
 
     def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
         """Move the average, unless the step's update was skipped."""
         if self._decay and run.update_factor:
-            run.engine.state.update_average(self._decay)
+            run.engine.state.update_ema(self._decay)

@@ -14,4 +14,4 @@ class HostMemory(Callback):
     def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
         """After every EVERY steps, where tensors are in host memory."""
         if run.engine.device.type == "cpu" and run.state.step % EVERY == 0:
-            host.give_back()
+            host.trim_host_memory()

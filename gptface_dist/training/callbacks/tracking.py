@@ -71,12 +71,12 @@ class Tracking(Callback):
         return run_id
 
     def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
-        """Log the means over ``tracking.every`` steps."""
+        """Log the means over ``tracking.interval`` steps."""
         if self._client is None:
             return
         for key, value in metrics.items():
             self._values[key].append(value)
-        if run.state.step % self._options.every == 0 or run.state.step == run.config.run.steps:
+        if run.state.step % self._options.interval == 0 or run.state.step == run.config.run.steps:
             self._log(run.state.step, {f"train/{key}": sum(found) / len(found) for key, found in self._values.items()})
             self._values.clear()
 

@@ -9,7 +9,7 @@ from torch._C._distributed_c10d import HashStore
 
 from gptface_dist.benchmarks.gpu.context import Context
 from gptface_dist.benchmarks.workload import Workload
-from gptface_dist.config import load
+from gptface_dist.config import load_config
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options
 from gptface_dist.model.attention import AttentionOptions
@@ -40,8 +40,8 @@ WAYS = {
 def run(context: Context) -> None:
     """Time one model at every length with every attention: one process, no ZeRO, bfloat16."""
     model = "tiny" if context.dry else context.variant
-    options = load(ModelOptions, context.checkout / "configs" / "models" / f"{model}.yaml", [])
-    with libraries.hushed():
+    options = load_config(ModelOptions, context.checkout / "configs" / "models" / f"{model}.yaml", [])
+    with libraries.quiet_imports():
         libraries.import_libraries()
         from gptface_dist.engine.engine import Engine
         from gptface_dist.parallel import groups

@@ -54,9 +54,9 @@ def config(shards: TokenShards, steps: int, dry: bool) -> dict[str, Any]:
         },
         "layout": {"zero": 1},
         "optimizer": {"lr": 3e-3},
-        "schedule": {"warmup": 2},
+        "schedule": {"warmup_steps": 2},
         "run": {"steps": steps, "log_every": 1},
-        "checkpoint": {"every": steps // 2, "keep_last": 0},
+        "checkpoint": {"interval": steps // 2, "keep_last": 0},
         "tracking": {"mlflow": False},
     }  # fmt: skip
 

@@ -28,7 +28,7 @@ from gptface_dist.training.callbacks.ema import EMA
 from gptface_dist.training.config import Config
 from gptface_dist.training.options import RunOptions
 from gptface_dist.training.state import TrainState
-from tests.checkpoint.small import FakeState, read
+from tests.checkpoint.fake_state import FakeState, read
 
 REFERENCE = reference_batch(VOCABULARY, GRID, 20)
 OUTPUTS = {"itm": torch.zeros(4, 2)}
@@ -37,9 +37,9 @@ OUTPUTS = {"itm": torch.zeros(4, 2)}
 class StandIn(FakeState):
     """The state of an engine: its numbers are the step's."""
 
-    def update_average(self, decay: float) -> None:
+    def update_ema(self, decay: float) -> None:
         """Of the weights."""
-        for name, tensor in self.held["average"].items():
+        for name, tensor in self.held["ema"].items():
             tensor.lerp_(self.held["weights"][name], 1 - decay)
 
 
@@ -101,7 +101,7 @@ def go(run: Any, last: int, request_after: int = -1) -> Any:
         step = run.state.step + 1
         for kind, tensors in run.engine.state.held.items():
             for tensor in tensors.values():
-                if kind != "average":
+                if kind != "ema":
                     tensor.fill_(step)
         run.engine.state.updates += 1
         run.state = dataclasses.replace(run.state, step=step, position=Position(10 * step, "order"), samples=4 * step)
@@ -122,7 +122,7 @@ def steps(path: Path) -> list[int]:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_saves_every_so_many_steps_and_at_the_end(tmp_path: Path, asynchronous: bool) -> None:
-    go(make(tmp_path, every=3, keep_last=0, asynchronous=asynchronous), 7)
+    go(make(tmp_path, interval=3, keep_last=0, asynchronous=asynchronous), 7)
     assert steps(tmp_path) == [3, 6, 7]
     for step in (3, 6, 7):
         path = tmp_path / FOLDER_NAME / name_of(step)
@@ -140,23 +140,23 @@ def test_saves_every_so_many_steps_and_at_the_end(tmp_path: Path, asynchronous: 
 
 
 def test_saves_when_asked_and_never_twice(tmp_path: Path) -> None:
-    go(make(tmp_path, every=2, keep_last=0), 6, request_after=3)
+    go(make(tmp_path, interval=2, keep_last=0), 6, request_after=3)
     assert steps(tmp_path) == [2, 3, 4, 6]
 
 
 def test_none_but_the_last(tmp_path: Path) -> None:
-    go(make(tmp_path, every=0), 3)
+    go(make(tmp_path, interval=0), 3)
     assert steps(tmp_path) == [3]
 
 
 def test_keeps_what_was_asked_for(tmp_path: Path) -> None:
-    go(make(tmp_path, every=1, keep_last=2, keep_every=4), 9)
+    go(make(tmp_path, interval=1, keep_last=2, keep_interval=4), 9)
     assert steps(tmp_path) == [4, 8, 9]
 
 
 def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    go(make(tmp_path, every=2), 5)
-    run = make(tmp_path, every=2)
+    go(make(tmp_path, interval=2), 5)
+    run = make(tmp_path, interval=2)
     for callback in run.callbacks:
         callback.start(run)
     assert run.state == TrainState(
@@ -165,7 +165,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert run.callbacks[2].count == 5
     assert run.engine.state.updates == 5
     assert run.engine.state.refreshed == 1
-    go(make(tmp_path, every=2, keep_last=0), 7)
+    go(make(tmp_path, interval=2, keep_last=0), 7)
     assert steps(tmp_path) == [2, 4, 5, 6, 7]
 
 
@@ -191,7 +191,7 @@ def test_another_model_or_vocabulary_is_refused_with_both_values(tmp_path: Path)
 
 def test_a_named_checkpoint_is_gone_on_from_once(tmp_path: Path) -> None:
     """Of another run, then of the run itself; after a restart with the same configuration, the run's own progress counts."""
-    go(make(tmp_path / "a", every=1, keep_last=0), 4)
+    go(make(tmp_path / "a", interval=1, keep_last=0), 4)
     named = str(tmp_path / "a" / FOLDER_NAME / name_of(2))
     for path in (tmp_path / "b", tmp_path / "a"):
         run = make(path, resume_from=named)
@@ -215,7 +215,7 @@ def test_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, policy: str, asynchronous: bool
 ) -> None:
     """The disk is full while step 4 is saved."""
-    options = {"every": 2, "keep_last": 0, "on_failure": policy, "asynchronous": asynchronous}
+    options = {"interval": 2, "keep_last": 0, "on_failure": policy, "asynchronous": asynchronous}
     go(make(tmp_path, **options), 3)
     write = storage.HashedFile.write
     writes: list[int] = []
@@ -246,22 +246,22 @@ def test_the_last_checkpoint_must_be_written(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(storage.HashedFile, "write", full)
     with pytest.raises(UserError, match="step-00000003 could not be written: No space left on device"):
-        go(make(tmp_path, every=0, on_failure="go_on"), 3)
+        go(make(tmp_path, interval=0, on_failure="go_on"), 3)
 
 
 def test_the_average_follows_the_weights(tmp_path: Path) -> None:
     go(make(tmp_path, ema_decay=0.5), 2)
     go(make(tmp_path, ema_decay=0.5), 3)
-    state = read(tmp_path / FOLDER_NAME / name_of(3), FakeState(-1.0, average=True))
+    state = read(tmp_path / FOLDER_NAME / name_of(3), FakeState(-1.0, ema=True))
     # It begins as the weights, 0, 1, 2, ...; then these were 1, 2, 3 everywhere.
     first = torch.arange(91.0)
-    assert torch.allclose(state.held["average"]["matrix"], ((first / 2 + 0.5) / 2 + 1.0) / 2 + 1.5)
+    assert torch.allclose(state.held["ema"]["matrix"], ((first / 2 + 0.5) / 2 + 1.0) / 2 + 1.5)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": -1}, "checkpoint.every must be 0 or more, got -1"),
+        ({"interval": -1}, "checkpoint.interval must be 0 or more, got -1"),
         ({"on_failure": "x"}, "checkpoint.on_failure must be one of stop, go_on, got 'x'"),
         ({"resume": "never", "resume_from": "x"}, "checkpoint.resume is never"),
     ],
