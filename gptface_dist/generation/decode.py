@@ -15,9 +15,9 @@ from gptface_dist.generation.guidance import guidance_shift
 from gptface_dist.generation.model import device_of, fast_products, logits_of, match_probabilities
 from gptface_dist.generation.noise import Noise
 from gptface_dist.generation.options import Guidance, Sampling
-from gptface_dist.generation.sequence import MaskedSequence, PaddedBatch, batches, stack
+from gptface_dist.generation.sequence import MaskedSequence, batches, stack
 from gptface_dist.model.plain import GPTFace
-from gptface_dist.sequence import IMAGE
+from gptface_dist.sequence import IMAGE, PaddedBatch
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class UnconditionalBranch:
         self._batch = stack(without, device)
         self._image = self._batch.segments == IMAGE
 
-    def logits(self, model: GPTFace, batch: PaddedBatch, hidden: Tensor, ids: range) -> Tensor:
+    def logits(self, model: GPTFace, batch: PaddedBatch[Tensor], hidden: Tensor, ids: range) -> Tensor:
         """Copy the images of ``batch``, then compute float32 [M, len(ids)] of the M tokens that ``hidden`` marks in it."""
         image = batch.segments == IMAGE
         self._batch.tokens[self._image] = batch.tokens[image]

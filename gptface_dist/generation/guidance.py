@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from gptface_dist.generation.options import Gradient
-from gptface_dist.generation.sequence import PaddedBatch
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.sequence import PaddedBatch
 
 
-def guidance_shift(model: GPTFace, batch: PaddedBatch, hidden: Tensor, logits: Tensor, ids: range, options: Gradient) -> Tensor:
+def guidance_shift(
+    model: GPTFace, batch: PaddedBatch[Tensor], hidden: Tensor, logits: Tensor, ids: range, options: Gradient
+) -> Tensor:
     """``fusion d``: float32 [M, len(ids)], what to add to the ``logits`` of the M tokens that ``hidden`` (bool [B, L]) marks.
 
     Sequences do not influence each other: the loss is a sum over them and each step is normalised by sample.

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from gptface_dist.generation.sequence import MaskedSequence, PaddedBatch, batches, stack
+from gptface_dist.generation.sequence import MaskedSequence, batches, stack
 from gptface_dist.model.plain import GPTFace
+from gptface_dist.sequence import PaddedBatch
 
 
 def device_of(model: GPTFace) -> torch.device:
@@ -30,7 +31,7 @@ def fast_products(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def logits_of(model: GPTFace, batch: PaddedBatch, hidden: Tensor, ids: range) -> Tensor:
+def logits_of(model: GPTFace, batch: PaddedBatch[Tensor], hidden: Tensor, ids: range) -> Tensor:
     """Float32 [M, len(ids)] of the M tokens that ``hidden`` (bool [B, L]) marks, row by row."""
     features = model(batch.tokens, batch.segments, batch.positions, batch.lengths)
     return model.token_logits(features[hidden], ids).float()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gptface_dist.sequence import IMAGE, PADDING, TEXT
+from gptface_dist.sequence import IMAGE, PADDING, PaddedBatch, SequenceLayout, empty_rows
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
@@ -55,35 +55,14 @@ def compose(vocabulary: Vocabulary, text: Tensor, codes: Tensor, wanted_text: bo
         wanted_text: whether the whole text is to be drawn.
         wanted_codes: bool [h, w]: true for the codes to draw.
     """
-    rows, columns = codes.shape
-    first_sep = 1 + len(text)
-    special = torch.tensor([vocabulary.cls_id, vocabulary.sep_id])
-    tokens = torch.cat([special[:1], text, special[1:], codes.reshape(-1) + vocabulary.image_offset, special[1:]])
-    segments = torch.full_like(tokens, TEXT)
-    positions = torch.zeros(len(tokens), 2, dtype=torch.int64)
-    positions[: first_sep + 1, 0] = torch.arange(first_sep + 1)
-    image = slice(first_sep + 1, first_sep + 1 + rows * columns)
-    segments[image] = IMAGE
-    positions[image] = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-    positions[-1, 0] = first_sep + 1
+    layout = SequenceLayout(vocabulary, (codes.shape[0], codes.shape[1]))
+    arrays = empty_rows(vocabulary, 1, layout.length(len(text)))
+    text_at, image_at = layout.write(arrays, 0, text.numpy(), codes.numpy())
+    tokens, segments, positions = (torch.as_tensor(arrays[name][0]) for name in ("tokens", "segments", "positions"))
     wanted = torch.zeros_like(tokens, dtype=torch.bool)
-    wanted[1:first_sep] = wanted_text
-    wanted[image] = wanted_codes.reshape(-1)
+    wanted[text_at] = wanted_text
+    wanted[image_at] = wanted_codes.reshape(-1)
     return MaskedSequence(tokens, segments, positions, wanted)
-
-
-@dataclass(frozen=True)
-class PaddedBatch:
-    """B sequences padded to L tokens on the model's device."""
-
-    tokens: Tensor
-    """int64 [B, L]: joint ids."""
-    segments: Tensor
-    """int64 [B, L]: TEXT, IMAGE or PADDING."""
-    positions: Tensor
-    """int64 [B, L, 2]."""
-    lengths: Tensor
-    """int64 [B]: tokens of each sequence before padding."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +84,7 @@ def shape_on(device: torch.device) -> Shape:
     return Shape(16, 32) if device.type == "cuda" else Shape(1, 1)
 
 
-def stack(sequences: Sequence[MaskedSequence], device: torch.device) -> PaddedBatch:
+def stack(sequences: Sequence[MaskedSequence], device: torch.device) -> PaddedBatch[Tensor]:
     """Pad sequences into a batch of the device's shape: at most ``rows`` of them, all of one padded length."""
     shape = shape_on(device)
     size = (shape.rows, shape.padded(sequences[0]))
@@ -116,7 +95,8 @@ def stack(sequences: Sequence[MaskedSequence], device: torch.device) -> PaddedBa
         sequence = sequences[min(row, len(sequences) - 1)]
         lengths[row] = n = len(sequence.tokens)
         tokens[row, :n], segments[row, :n], positions[row, :n] = sequence.tokens, sequence.segments, sequence.positions
-    return PaddedBatch(*(part.to(device) for part in (tokens, segments, positions, lengths)))
+    batch: PaddedBatch[Tensor] = PaddedBatch(tokens, segments, positions, lengths, padded=True).tensors(device)
+    return batch
 
 
 def batches(sequences: Sequence[MaskedSequence], device: torch.device) -> Iterator[list[int]]:

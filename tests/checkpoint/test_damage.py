@@ -219,7 +219,7 @@ def test_a_file_system_that_takes_less_than_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "every", "kept"),
+    ("last", "interval", "kept"),
     [
         (0, 0, [1, 2, 3, 4, 5, 6, 9]),
         (2, 0, [5, 6, 9]),

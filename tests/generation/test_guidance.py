@@ -9,7 +9,8 @@ from gptface_dist.errors import UserError
 from gptface_dist.generation import Generator, Gradient, Guidance, Sampling
 from gptface_dist.generation.guidance import guidance_shift
 from gptface_dist.generation.model import logits_of
-from gptface_dist.generation.sequence import PaddedBatch, compose, stack
+from gptface_dist.generation.sequence import compose, stack
+from gptface_dist.sequence import PaddedBatch
 
 TEXT = "a face hair"
 SAMPLING = Sampling(steps=4, seed=2)
@@ -36,7 +37,7 @@ def relaxed(generator: Generator, batch: PaddedBatch, hidden: torch.Tensor, logi
     first, second = batch.positions.unbind(-1)
     image = batch.segments == 2
     places = torch.where(
-        image[..., None], e.row(first.clamp(max=3)) + e.column(second), e.place(torch.where(image, first * 0, first))
+        image[..., None], e.row(first.clamp(max=3)) + e.column(second), e.text_position(torch.where(image, first * 0, first))
     )
     features = model.encode(words + e.segment(batch.segments) + places, batch.lengths)
     return functional.log_softmax(model.itm_logits(features), -1)[0, 1]

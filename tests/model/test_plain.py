@@ -114,8 +114,8 @@ class Oracle:
         return self.norm(x, "final_norm")
 
     def embed(self, token: int, segment: int, position: np.ndarray) -> np.ndarray:
-        e = {name: self.w[f"embeddings.{name}.weight"] for name in ("word", "segment", "place", "row", "column")}
-        where = e["row"][position[0]] + e["column"][position[1]] if segment == IMAGE else e["place"][position[0]]
+        e = {name: self.w[f"embeddings.{name}.weight"] for name in ("word", "segment", "text_position", "row", "column")}
+        where = e["row"][position[0]] + e["column"][position[1]] if segment == IMAGE else e["text_position"][position[0]]
         return e["word"][token] + e["segment"][segment] + where
 
     def attend(self, x: np.ndarray, i: int) -> np.ndarray:

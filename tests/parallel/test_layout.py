@@ -35,7 +35,6 @@ def test_every_layer_is_on_exactly_one_chunk_in_order(layers: int, pp: int, vpp:
         (Layout(pp=2, vpp=2), 2, 7, "multiple of pp 2 micro-batches a step, got 7: nearest is 8"),
         (Layout(dp=2, tp=2), 8, 8, "needs 4 processes, there are 8: dp 4 would fit"),
         (Layout(zero=1, reshard_after_forward=False), 1, 8, "needs zero=3, got zero=1"),
-        (Layout(gathering="never"), 1, 8, "gathering must be one of per_microbatch, per_step"),
     ],
 )
 def test_what_cannot_run_is_refused_with_its_reason(layout: Layout, world: int, micro_batches: int, message: str) -> None:
