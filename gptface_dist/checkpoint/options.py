@@ -9,7 +9,7 @@ CHOICES = {"on_failure": ("stop", "go_on"), "resume": ("auto", "must", "never"),
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """When a run is saved, what is kept, and what it goes on from."""
+    """When a run is saved, what is kept, and what it resumes from."""
 
     interval: int = 1000
     """Steps between checkpoints; 0 for none but the one at the end, which there is in any case."""
@@ -22,13 +22,13 @@ class CheckpointOptions:
     on_failure: str = "stop"
     """When a checkpoint cannot be written (a full disk): ``stop`` the run, or ``go_on`` and try again at the next one."""
     resume: str = "auto"
-    """``auto`` goes on from the run's latest checkpoint if there is one, ``must`` refuses to begin anew, ``never`` refuses
+    """``auto`` resumes from the run's latest checkpoint if there is one, ``must`` refuses to begin anew, ``never`` refuses
     a folder that holds checkpoints."""
     resume_from: str = ""
-    """Folder of a checkpoint, of this run or another, to go on from instead of the run's latest; once the run has saved
-    a checkpoint of its own after that, it goes on from its latest again."""
+    """Folder of a checkpoint, of this run or another, to resume from instead of the run's latest; once the run has saved
+    a checkpoint of its own after that, it resumes from its latest again."""
     damaged: str = "refuse"
-    """When the latest checkpoint is damaged: ``refuse`` to go on, or go on from the ``previous`` one that is not."""
+    """When the latest checkpoint is damaged: ``refuse`` to resume, or resume from the ``previous`` one that is not."""
 
     def __post_init__(self) -> None:
         for name in ("interval", "keep_last", "keep_interval"):

@@ -167,7 +167,7 @@ class Engine:
         return counts
 
     def _scale(self, counts: Tensor) -> Tensor:
-        """Factors float32 [terms] that vp_stage this rank's summed losses into its part of the global mean losses."""
+        """Factors float32 [terms] that turn this rank's summed losses into its part of the global mean losses."""
         # The engine averages gradients over data-parallel ranks; these are parts of a sum.
         return self._device_weights / counts[: len(self._weights)].clamp(min=1) * self.layout.dp
 

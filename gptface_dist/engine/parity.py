@@ -58,8 +58,6 @@ class Case:
 
     layout: Layout
     """How the model is laid out."""
-    objective: Objective = MilmItm()  # noqa: RUF009 (frozen)
-    """What is trained."""
     model: ModelOptions = MODEL
     """What model."""
     steps: int = 3
@@ -74,6 +72,8 @@ class Case:
     """How steps are computed."""
     tolerance: float | None = None
     """Largest relative error; by default that of the dtype."""
+    objective: Objective = MilmItm()  # noqa: RUF009 (frozen)
+    """What is trained."""
 
     def __str__(self) -> str:
         words = [*([self.objective.name] * (self.objective.name != MilmItm.name)), str(self.layout)]

@@ -51,7 +51,7 @@ class ModelChunk(nn.Module):
         # Kept out of this module's own submodules: the engine owns the parameters.
         self.__dict__.update(engine=engine, stage=stage)
         self.vp_stage: int | None = vp_stage if config.virtual_pipeline_model_parallel_size else None
-        self.vp_stage, self.config, self.model_type = vp_stage, config, ModelType.encoder_or_decoder
+        self.number, self.config, self.model_type = vp_stage, config, ModelType.encoder_or_decoder
 
     def set_input_tensor(self, received: list[Tensor | None]) -> None:
         """Called by the schedule: what the chunk before this one sent."""
@@ -60,7 +60,7 @@ class ModelChunk(nn.Module):
     def forward(self, micro_batch: MicroBatch) -> Any:
         """A micro-batch -> hidden states, or what it finishes with on the last chunk."""
         engine = self.__dict__["engine"]
-        output = engine(self.vp_stage, micro_batch)
+        output = engine(self.number, micro_batch)
         if self.__dict__["stage"].last:
             loss, collected = output
             return deepspeed_patches.begin_backward(loss, engine), collected

@@ -20,7 +20,7 @@ class Layout:
     pp: int = 1
     """Pipeline stages."""
     vpp: int = 1
-    """Model chunks a pipeline rank holds, visited in vp_stage (interleaved 1F1B)."""
+    """Model chunks a pipeline rank holds, visited in turn (interleaved 1F1B)."""
     sp: bool = False
     """Sequence parallelism: between tensor-parallel regions, every rank holds a part of the sequence."""
     zero: int = 3

@@ -36,7 +36,7 @@ class Config:
     run: RunOptions = field(default_factory=RunOptions)
     """Length, seed and place of the run."""
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
-    """When it is saved, and what it goes on from."""
+    """When it is saved, and what it resumes from."""
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     """Held-out data."""
     attention_health: AttentionHealthOptions = field(default_factory=AttentionHealthOptions)

@@ -19,12 +19,12 @@ class RunOptions:
     seed: int = 0
     """Seed of initial weights and dropout (the data has its own: ``data.order.seed``)."""
     init_from: str = ""
-    """Folder of a release whose weights the run begins with; once it has a checkpoint, it goes on from that."""
+    """Folder of a release whose weights the run begins with; once it has a checkpoint, it resumes from that."""
     ema_decay: float = 0.0
     """Keep an exponential moving average of the weights, ``ema <- decay * ema + (1 - decay) * weights`` after each step; 0 for
     none."""
     log_every: int = 10
-    """Steps between lines on a log that is no terminal; the journal has every step."""
+    """Steps between lines on a log that is no terminal; the metrics file has every step."""
     timeout_s: float = 600.0
     """Seconds after which a collective that not all ranks reached ends the run; also how long processes wait for each
     other at the start."""

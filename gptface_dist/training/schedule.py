@@ -17,7 +17,7 @@ class ScheduleOptions:
     warmup_steps: int = 100
     """Steps of linear growth from 0 to the peak (``optimizer.lr``)."""
     decay_steps: int = 0
-    """With ``constant``: steps of decay_steps at the end."""
+    """With ``constant``: steps of decay at the end."""
     min_lr_ratio: float = 0.1
     """Last learning rate, as a share of the peak."""
 
