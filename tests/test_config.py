@@ -61,3 +61,9 @@ def test_unusable_files(path: Path, text: str, message: str) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
         load_config(Config, tmp_path / "none.yaml", [])
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_of_ours_loads(path: Path) -> None:
+    """With the keys of this version, whatever their values."""
+    assert load_config(Config, path, []).run.steps > 0
