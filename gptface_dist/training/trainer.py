@@ -69,7 +69,7 @@ class Trainer:
             log.warning("step %d: update skipped: %s", self.state.step + 1, reason)
 
     def scale_update(self, factor: float) -> None:
-        """In ``before_update``: scale the clipped gradient. Factors of several callbacks multiply; a skipped update stays so."""
+        """In ``before_update``: scale the clipped gradient. Factors of several callbacks multiply; 0 stays 0."""
         self.update_factor *= factor
 
     def train(self) -> None:
