@@ -94,7 +94,7 @@ class AttentionRecorder:
         output.register_hook(keep_gradient)
 
     def end(self, options: Fp8Options) -> dict[int, Health]:
-        """Stop recording; returns the error of FP8 attention for every layer of the model, the same on every rank. Collective."""
+        """Stop recording; returns the error of FP8 attention for every layer of the model on every rank. Collective."""
         for hook in self._hooks:
             hook.remove()
         layers = self._engine.stages[0].options.layers
