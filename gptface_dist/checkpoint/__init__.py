@@ -1,1 +1,1 @@
-"""Checkpoints of a run: layout-free, published whole or not at all, resumed on any layout."""
+"""Checkpoints of a run: independent of the layout, published atomically, resumable on any layout."""

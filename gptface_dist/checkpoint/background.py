@@ -1,4 +1,4 @@
-"""Saving in the background: a copy in host memory, written by a thread while training goes on."""
+"""Saving in the background: a thread writes a copy in host memory while training continues."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -12,27 +12,27 @@ from gptface_dist.checkpoint.tensor_shards import TensorChunk, TensorShards
 from gptface_dist.distributed.collectives import RankGroup
 
 
-def staged(pieces: Mapping[str, TensorShards]) -> dict[str, TensorShards]:
-    """A copy in host memory, which training does not change."""
-    found = {}
-    for key, one in pieces.items():
-        copies = [TensorChunk(piece.box, torch.empty(piece.box.sizes).copy_(piece.memory)) for piece in one.pieces]
-        found[key] = TensorShards(one.shape, copies)
-    return found
+def staged(shards: Mapping[str, TensorShards]) -> dict[str, TensorShards]:
+    """Copy this rank's chunks to host memory, out of reach of further training steps."""
+    copies = {}
+    for key, tensor in shards.items():
+        chunks = [TensorChunk(chunk.box, torch.empty(chunk.box.sizes).copy_(chunk.memory)) for chunk in tensor.pieces]
+        copies[key] = TensorShards(tensor.shape, chunks)
+    return copies
 
 
 @dataclass
 class _Outcome:
-    """What became of the work."""
+    """Completion and error of a background job."""
 
     error: Exception | None = None
     finished: threading.Event = field(default_factory=threading.Event)
 
 
 class Background:
-    """At most one piece of work at a time, in a thread; all ranks begin it and ask for it together.
+    """Runs at most one job at a time in a thread; all ranks call its methods together.
 
-    The work communicates over a group of its own. ``ranks`` are for asking whether it is done.
+    The job must communicate over a group of its own: ``ranks`` is the group of :meth:`done`, on the main thread.
     """
 
     def __init__(self, ranks: RankGroup):
@@ -41,11 +41,11 @@ class Background:
 
     @property
     def busy(self) -> bool:
-        """Whether work was begun whose outcome was not asked for; the same on every rank."""
+        """Whether a job was begun without a :meth:`wait` since; the same on every rank."""
         return self._outcome is not None
 
     def begin(self, work: Callable[[], object]) -> None:
-        """Work in the background. What was begun before must have been waited for."""
+        """Start a job in a thread, after :meth:`wait` for the previous one."""
         assert self._outcome is None
         self._outcome = outcome = _Outcome()
         device = host.device()
@@ -61,11 +61,11 @@ class Background:
             finally:
                 outcome.finished.set()
 
-        # A daemon: a process that ends badly does not wait for it.
+        # A daemon: a failing process exits without waiting for it.
         threading.Thread(target=run, daemon=True, name="checkpoint").start()
 
     def done(self) -> bool:
-        """Whether rank 0 is done: then the others are about to be. All ranks ask, and get the same answer."""
+        """Whether rank 0's job is finished, the same answer on every rank; other ranks may need a moment more. Collective."""
         if self._outcome is None:
             return True
         flag = torch.tensor(self._outcome.finished.is_set(), dtype=torch.uint8)
@@ -74,7 +74,7 @@ class Background:
         return bool(flag)
 
     def wait(self) -> None:
-        """Until it is done; raises what the work raised."""
+        """Block until the job ends, and raise its exception if it failed. Returns at once without a job."""
         outcome, self._outcome = self._outcome, None
         if outcome is None:
             return

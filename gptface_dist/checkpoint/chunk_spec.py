@@ -1,4 +1,4 @@
-"""Boxes of a tensor: flat ranges of a shard as axis-parallel chunk_specs of the whole."""
+"""Axis-parallel chunks of a tensor: how flat ranges of a shard map to chunks of the whole tensor."""
 
 import math
 from collections.abc import Iterator
@@ -9,22 +9,22 @@ from gptface_dist.model.parameters import TensorParallelSharding
 
 @dataclass(frozen=True)
 class ChunkSpec:
-    """An axis-parallel part of a tensor."""
+    """An axis-parallel chunk of a tensor."""
 
     offsets: tuple[int, ...]
-    """Its first element."""
+    """Index of the chunk's first element in the tensor, by axis."""
     sizes: tuple[int, ...]
-    """Its shape."""
+    """Shape of the chunk."""
 
     @property
     def numel(self) -> int:
-        """Elements in it."""
+        """Number of elements."""
         return math.prod(self.sizes)
 
 
 def chunk_specs(start: int, stop: int, shape: tuple[int, ...]) -> Iterator[ChunkSpec]:
-    """Elements ``[start, stop)`` of a flattened tensor as chunk_specs, in order, each a contiguous run: at most ``2 n - 1`` for
-    n axes (of a matrix: the end of a row, whole rows, the beginning of a row).
+    """Cover elements ``[start, stop)`` of a flattened tensor by contiguous chunks, in order: at most ``2 n - 1`` for n axes (of
+    a matrix: the end of a row, whole rows, the beginning of a row).
     """
     if start >= stop:
         return
@@ -45,37 +45,37 @@ def chunk_specs(start: int, stop: int, shape: tuple[int, ...]) -> Iterator[Chunk
 
 def _in_row(row: int, start: int, stop: int, shape: tuple[int, ...]) -> Iterator[ChunkSpec]:
     base = row * math.prod(shape[1:])
-    for box in chunk_specs(start - base, stop - base, shape[1:]):
-        yield ChunkSpec((row, *box.offsets), (1, *box.sizes))
+    for chunk in chunk_specs(start - base, stop - base, shape[1:]):
+        yield ChunkSpec((row, *chunk.offsets), (1, *chunk.sizes))
 
 
-def rows(box: ChunkSpec, limit: int) -> Iterator[ChunkSpec]:
-    """The box in parts of at most ``limit`` elements, cut along its first axis that is longer than 1; at least a row each."""
-    axis = next((axis for axis, size in enumerate(box.sizes) if size > 1), 0)
-    each = max(1, limit * box.sizes[axis] // max(1, box.numel))
-    for start in range(0, box.sizes[axis], each):
-        yield _narrow(box, axis, start, min(each, box.sizes[axis] - start))
+def rows(chunk: ChunkSpec, limit: int) -> Iterator[ChunkSpec]:
+    """Split a chunk along its first axis longer than 1 into parts of at most ``limit`` elements, or one row if that is more."""
+    axis = next((axis for axis, size in enumerate(chunk.sizes) if size > 1), 0)
+    each = max(1, limit * chunk.sizes[axis] // max(1, chunk.numel))
+    for start in range(0, chunk.sizes[axis], each):
+        yield _narrow(chunk, axis, start, min(each, chunk.sizes[axis] - start))
 
 
 def in_whole(
-    box: ChunkSpec, sharding: TensorParallelSharding | None, shape: tuple[int, ...], rank: int, size: int
+    chunk: ChunkSpec, sharding: TensorParallelSharding | None, shape: tuple[int, ...], rank: int, size: int
 ) -> Iterator[tuple[ChunkSpec, ChunkSpec]]:
-    """A box of a tensor-parallel shard -> (part of it, the same elements as a box of the whole of ``shape``).
+    """Map a chunk of a tensor-parallel shard to pairs (part of the chunk, the same elements in the whole tensor of ``shape``).
 
-    Padding is in no part.
+    Padding of the shard is in no part.
     """
     if sharding is None:
-        yield box, box
+        yield chunk, chunk
         return
-    first, many = box.offsets[sharding.axis], box.sizes[sharding.axis]
-    for here, there, length in sharding.spans(shape[sharding.axis], rank, size):
-        start, stop = max(first, here), min(first + many, here + length)
+    first, count = chunk.offsets[sharding.axis], chunk.sizes[sharding.axis]
+    for local, whole, length in sharding.spans(shape[sharding.axis], rank, size):
+        start, stop = max(first, local), min(first + count, local + length)
         if start < stop:
-            part = _narrow(box, sharding.axis, start - first, stop - start)
-            offsets = (*box.offsets[: sharding.axis], there + start - here, *box.offsets[sharding.axis + 1 :])
+            part = _narrow(chunk, sharding.axis, start - first, stop - start)
+            offsets = (*chunk.offsets[: sharding.axis], whole + start - local, *chunk.offsets[sharding.axis + 1 :])
             yield part, ChunkSpec(offsets, part.sizes)
 
 
-def _narrow(box: ChunkSpec, axis: int, start: int, length: int) -> ChunkSpec:
-    offsets = (*box.offsets[:axis], box.offsets[axis] + start, *box.offsets[axis + 1 :])
-    return ChunkSpec(offsets, (*box.sizes[:axis], length, *box.sizes[axis + 1 :]))
+def _narrow(chunk: ChunkSpec, axis: int, start: int, length: int) -> ChunkSpec:
+    offsets = (*chunk.offsets[:axis], chunk.offsets[axis] + start, *chunk.offsets[axis + 1 :])
+    return ChunkSpec(offsets, (*chunk.sizes[:axis], length, *chunk.sizes[axis + 1 :]))

@@ -1,13 +1,13 @@
-"""The folder of a run's checkpoints: names, the pointer to the latest, publication, and what is kept.
+"""The folder of a run's checkpoints: names, the pointer to the latest, publication, and pruning.
 
     RUN/checkpoints/step-00000200/        a published checkpoint: complete, flushed to disk, never changed
     RUN/checkpoints/latest                the name of the latest, and the SHA-256 of its manifest
-    RUN/checkpoints/.step-00000300.new    being written, or left by a run that was killed
-    RUN/checkpoints/.step-00000200.old    a checkpoint whose step was reached again, until the new one stands in its place
+    RUN/checkpoints/.step-00000300.new    being written, or left over from a killed run
+    RUN/checkpoints/.step-00000200.old    a checkpoint of a step that the run reached again, until the new one replaces it
     RUN/checkpoints/.step-00000100.gone   being deleted
-    RUN/checkpoints/damaged-step-00000400 found damaged by a run that went on from the one before; for a person to look at
+    RUN/checkpoints/damaged-step-00000400 damaged: a run resumed from the one before and kept this for inspection
 
-One process works on these at a time: rank 0. Each step of it leaves a state from which the latest checkpoint is found.
+Only rank 0 changes these. After each of its steps, :func:`latest` finds the latest checkpoint, even if the process dies.
 """
 
 import re
@@ -26,44 +26,44 @@ _NEW, _OLD, _GONE = "new", "old", "gone"
 
 
 def name_of(step: int) -> str:
-    """The checkpoint of a step."""
+    """Folder name of the checkpoint of a step."""
     return f"step-{step:08d}"
 
 
 def step_of(path: Path) -> int | None:
-    """The step that a folder's name tells; None where it is no published checkpoint's."""
-    found = _PUBLISHED.fullmatch(path.name)
-    return int(found.group(1)) if found else None
+    """Step in a folder's name; None unless it is the name of a published checkpoint."""
+    name = _PUBLISHED.fullmatch(path.name)
+    return int(name.group(1)) if name else None
 
 
 def published(checkpoints: Path) -> list[Path]:
-    """The published checkpoints, the highest step first."""
-    found = [(step, path) for path in checkpoints.glob("step-*") if (step := step_of(path)) is not None and path.is_dir()]
-    return [path for _, path in sorted(found, reverse=True)]
+    """Published checkpoints, the highest step first."""
+    steps = [(step, path) for path in checkpoints.glob("step-*") if (step := step_of(path)) is not None and path.is_dir()]
+    return [path for _, path in sorted(steps, reverse=True)]
 
 
 def latest(checkpoints: Path) -> Path | None:
-    """The checkpoint that was published last; None where there has been none.
+    """The checkpoint published last; None if there is none.
 
-    :class:`Damaged` where the pointer is unreadable, or what it points to is not there or is another checkpoint.
+    :class:`Damaged` if the pointer is unreadable, or its target is missing or another checkpoint.
     """
     pointer = checkpoints / LATEST_NAME
     if not pointer.exists():
-        # The first checkpoint is published a moment before the pointer.
+        # `publish` names the first checkpoint just before it writes the pointer.
         return next(iter(published(checkpoints)), None)
     try:
         text = pointer.read_bytes().decode(errors="replace")
     except OSError as error:
         raise Damaged(f"{pointer} cannot be read: {error.strerror}") from None
-    found = _POINTER.fullmatch(text)
-    if not found:
+    entry = _POINTER.fullmatch(text)
+    if not entry:
         raise Damaged(f"{pointer} holds {text!r}, not a checkpoint's name and hash")
-    name, digest = found.groups()
+    name, digest = entry.groups()
     folder, old = checkpoints / name, _aside(checkpoints / name, _OLD)
     if _is(folder, digest):
         return folder
     if _is(old, digest):
-        # Its step was reached again. The new one is complete, or it would not have the name.
+        # The run reached this step again. A new one of this name is complete.
         return folder if folder.is_dir() else old
     if not folder.is_dir():
         raise Damaged(f"{folder} is missing, but {pointer} names it")
@@ -71,24 +71,24 @@ def latest(checkpoints: Path) -> Path | None:
 
 
 def resolve(path: Path) -> Path:
-    """The checkpoint that a path means: its own folder, a run's (then the latest of the run), or ``RUN/checkpoints``.
+    """The checkpoint at a path: a checkpoint's folder, or the latest of a run's folder or of ``RUN/checkpoints``.
 
-    :class:`UserError` where there is none, or the latest is damaged.
+    :class:`UserError` if there is none, or the latest is damaged.
     """
     if (path / MANIFEST_NAME).is_file() or step_of(path) is not None:
         return path
     inside = path / FOLDER_NAME if (path / FOLDER_NAME).is_dir() else path
     try:
-        found = latest(inside) if inside.is_dir() else None
+        checkpoint = latest(inside) if inside.is_dir() else None
     except Damaged as damage:
         raise UserError(f"{damage}: name another checkpoint of {inside}") from None
-    if found is None:
+    if checkpoint is None:
         raise UserError(f"{path} holds no checkpoint: give the folder of a checkpoint or of a run")
-    return found
+    return checkpoint
 
 
 def begin(checkpoints: Path, step: int) -> Path:
-    """An empty folder to write the checkpoint of a step into. Clears what earlier, killed runs left."""
+    """Make an empty folder for the checkpoint of a step, and delete leftovers of killed runs."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     tidy(checkpoints)
     new = _aside(checkpoints / name_of(step), _NEW)
@@ -97,7 +97,7 @@ def begin(checkpoints: Path, step: int) -> Path:
 
 
 def publish(new: Path, checkpoints: Path, step: int) -> Path:
-    """Give a complete folder its name, then move the pointer. The folder's files are flushed to disk already."""
+    """Rename a complete folder to its final name, then move the pointer. Its files must be flushed to disk already."""
     final = checkpoints / name_of(step)
     for path in [folder for folder in new.rglob("*") if folder.is_dir()] + [new]:
         fsync(path)
@@ -112,12 +112,12 @@ def publish(new: Path, checkpoints: Path, step: int) -> Path:
 
 
 def abandon(checkpoints: Path, step: int) -> None:
-    """Remove what was written of a checkpoint that failed; says nothing if that fails too."""
+    """Remove the files of a failed checkpoint, and ignore errors of doing so."""
     shutil.rmtree(_aside(checkpoints / name_of(step), _NEW), ignore_errors=True)
 
 
 def tidy(checkpoints: Path) -> None:
-    """Clear what killed runs left; bring back a checkpoint that was put aside for one that never came."""
+    """Delete leftovers of killed runs, and restore an old checkpoint whose replacement was never published."""
     for path in checkpoints.glob(f".{LATEST_NAME}.*"):
         path.unlink()
     for path in checkpoints.glob(".step-*.*"):
@@ -127,7 +127,7 @@ def tidy(checkpoints: Path) -> None:
             fsync(checkpoints)
             continue
         if state == _OLD:
-            # The pointer may still mean the old one, or nothing yet.
+            # The pointer may still name the old one, or be missing.
             pointer = checkpoints / LATEST_NAME
             if not pointer.exists() or pointer.read_text(encoding="utf-8").startswith(f"{name} "):
                 _point(checkpoints / name)
@@ -136,10 +136,10 @@ def tidy(checkpoints: Path) -> None:
 
 
 def prune(checkpoints: Path, step: int, keep_last: int, keep_interval: int) -> list[Path]:
-    """Delete checkpoints up to ``step``, the latest, but for the last ``keep_last`` and multiples of ``keep_interval``.
+    """Delete checkpoints up to ``step``, the latest, except the last ``keep_last`` and steps divisible by ``keep_interval``.
 
-    0 keeps all, or none for their step. Later ones, which a run that began again from an earlier step has yet to reach,
-    stay. Returns what was deleted.
+    ``keep_last`` 0 keeps all; ``keep_interval`` 0 keeps none by step. Checkpoints after ``step``, of a run that resumed from
+    an earlier one, stay. Returns the deleted folders.
     """
     if keep_last == 0:
         return []
@@ -151,7 +151,7 @@ def prune(checkpoints: Path, step: int, keep_last: int, keep_interval: int) -> l
 
 
 def set_aside(damaged: list[Path]) -> None:
-    """Damaged checkpoints count no longer as such; each is kept under another name, in place of an earlier one of it."""
+    """Rename damaged checkpoints to ``damaged-NAME``, which is no checkpoint's name; an earlier folder of that name goes."""
     for path in damaged:
         if path.is_dir():
             aside = path.with_name(f"damaged-{path.name.lstrip('.')}")
@@ -179,7 +179,7 @@ def _delete(path: Path) -> None:
         return
     gone = path
     if not path.name.endswith(f".{_GONE}"):
-        # First the name: a folder that is half deleted must not look like a checkpoint.
+        # Rename first: a half-deleted folder must not look like a checkpoint.
         gone = _aside(path.with_name(path.name.lstrip(".").partition(".")[0]), _GONE)
         shutil.rmtree(gone, ignore_errors=True)
         path.rename(gone)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint: found, checked against its manifest, read by every rank for the layout it has, and checked again."""
+"""Loading a checkpoint: find it, check it against its manifest, read it for the present layout, and check the result."""
 
 import logging
 import warnings
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 
 def find(checkpoints: Path, ranks: RankGroup, previous: bool) -> Path | None:
-    """The latest checkpoint that is undamaged; None where there has been none. All ranks call it.
+    """The latest undamaged checkpoint; None if there is none at all. Collective.
 
-    With ``previous``, damaged ones are named in the log, set aside under another name, and passed over, from the latest
-    down; otherwise, or where all are damaged, :class:`UserError` names them.
+    With ``previous``, it logs damaged ones, renames them (:func:`folder.set_aside`) and tries the one before; otherwise, or
+    if all are damaged, :class:`UserError` names them.
     """
-    found: list[str] = []
+    problems: list[str] = []
     damaged: list[Path] = []
     for candidate in ranks.on_rank0(lambda: _candidates(checkpoints)):
         reason = candidate if isinstance(candidate, str) else damage(candidate, ranks)
@@ -37,18 +37,18 @@ def find(checkpoints: Path, ranks: RankGroup, previous: bool) -> Path | None:
                 ranks.on_rank0(lambda: folder.set_aside(damaged))
                 return candidate
             damaged.append(candidate)
-        found.append(reason)
+        problems.append(reason)
         if not previous:
             raise UserError(f"{reason}; checkpoint.damaged=previous would go on from the one before")
         if ranks.rank == 0:
             log.warning("damaged checkpoint passed over: %s", reason)
-    if found:
-        raise UserError(f"no checkpoint of {checkpoints} is undamaged: {'; '.join(found)}")
+    if problems:
+        raise UserError(f"no checkpoint of {checkpoints} is undamaged: {'; '.join(problems)}")
     return None
 
 
 def _candidates(checkpoints: Path) -> list[Path | str]:
-    """Checkpoints to try, in order; in place of a latest one that cannot be told, why."""
+    """Checkpoints to try, in order; if the latest is unknown, the reason comes first as a string."""
     if not checkpoints.is_dir():
         return []
     try:
@@ -64,41 +64,39 @@ def _candidates(checkpoints: Path) -> list[Path | str]:
 
 
 def damage(path: Path, ranks: RankGroup) -> str:
-    """Why a checkpoint is not, to the byte, what was published; empty where it is. The ranks share the files out.
+    """How a checkpoint differs from its manifest, byte by byte; empty if it does not. Each rank checks a share of the files.
 
-    All ranks call it.
+    Collective.
     """
     try:
         manifest = ranks.on_rank0(lambda: Manifest.read(path))
     except Failed as error:
         return str(error)
-    found = ranks.all_gather(lambda: list(manifest.problems(path, manifest.share(ranks.rank, ranks.size))))
-    problems = [problem for one in found for problem in one]
+    local_problems = ranks.all_gather(lambda: list(manifest.problems(path, manifest.share(ranks.rank, ranks.size))))
+    problems = [problem for local in local_problems for problem in local]
     return f"checkpoint {path} is damaged: {'; '.join(problems)}" if problems else ""
 
 
 def load_checkpoint(path: Path, state: OptimizerStateView, ranks: RankGroup) -> RunRecord:
-    """Read a checkpoint that was found undamaged into the state. All ranks call it.
+    """Load an undamaged checkpoint (:func:`damage`), of any layout, into the state. Collective.
 
-    Any layout reads what any other wrote. Beyond the state, a rank needs the memory of three pieces. Where the state keeps
-    a running average and the checkpoint has none, the average begins as the weights; the other way round, it is left out.
-    What was read is checked against the manifest's fingerprints.
+    Beyond the state, a rank needs the memory of three chunks. If only the state has an EMA, it starts from the loaded weights;
+    if only the checkpoint has one, it is skipped. The loaded state must have the manifest's fingerprints.
 
-    :class:`UserError` where the checkpoint has other tensors than the model.
+    :class:`UserError` if names or shapes of the checkpoint's tensors are not the model's.
     """
     record = ranks.on_rank0(lambda: RunRecord.read(path))
     manifest = ranks.on_rank0(lambda: Manifest.read(path))
-    pieces = collect_shards(state.local_shards(), written=False)
-    averages = {key for key in pieces if _is_average(key)}
-    fresh = averages - manifest.tensors.keys()
-    for key in fresh:
-        del pieces[key]
-    _check(path, manifest, ranks.all_gather(lambda: {key: one.shape for key, one in pieces.items()}))
+    shards = collect_shards(state.local_shards(), written=False)
+    missing_ema = {key for key in shards if _is_ema(key)} - manifest.tensors.keys()
+    for key in missing_ema:
+        del shards[key]
+    _check(path, manifest, ranks.all_gather(lambda: {key: tensor.shape for key, tensor in shards.items()}))
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             state_dict_loader.load(
-                pieces,
+                shards,
                 storage_reader=Reader(path / STATE_NAME),
                 planner=LoadPieces(),
                 process_group=ranks.group,
@@ -109,30 +107,31 @@ def load_checkpoint(path: Path, state: OptimizerStateView, ranks: RankGroup) -> 
         raise UserError(f"{path} could not be read: rank {rank}: {describe(reason)}") from None
     state.updates = record.updates
     state.refresh()
-    if fresh:
+    if missing_ema:
         state.begin_ema()
-    written = {key: one for key, one in collect_shards(state.local_shards(), written=True).items() if key in manifest.tensors}
+    owned = collect_shards(state.local_shards(), written=True)
+    written = {key: tensor for key, tensor in owned.items() if key in manifest.tensors}
     for key, entry in together(ranks.all_gather(lambda: fingerprints(written))).items():
         if entry != manifest.tensors[key]:
             raise RuntimeError(f"{key} was read as {entry}, but {path} was written with {manifest.tensors[key]}")
     return record
 
 
-def _is_average(key: str) -> bool:
+def _is_ema(key: str) -> bool:
     return key.startswith(f"{EMA}/")
 
 
-def _check(path: Path, manifest: Manifest, found: Iterable[dict[str, tuple[int, ...]]]) -> None:
-    """Exactly the model's tensors must be there, of the model's shapes."""
-    model = {key: shape for one in found for key, shape in one.items()}
-    saved = {key: entry.shape for key, entry in manifest.tensors.items() if key in model or not _is_average(key)}
-    wrong = [f"{key} is missing" for key in sorted(model.keys() - saved.keys())]
-    wrong += [f"{key} is not of this model" for key in sorted(saved.keys() - model.keys())]
-    wrong += [
+def _check(path: Path, manifest: Manifest, local_shapes: Iterable[dict[str, tuple[int, ...]]]) -> None:
+    """Refuse a checkpoint whose tensors differ from the model's, in names or shapes; its EMA is optional."""
+    model = {key: shape for shapes in local_shapes for key, shape in shapes.items()}
+    saved = {key: entry.shape for key, entry in manifest.tensors.items() if key in model or not _is_ema(key)}
+    problems = [f"{key} is missing" for key in sorted(model.keys() - saved.keys())]
+    problems += [f"{key} is not of this model" for key in sorted(saved.keys() - model.keys())]
+    problems += [
         f"{key} has the shape {list(saved[key])}, the model's is {list(model[key])}"
         for key in sorted(model.keys() & saved.keys())
         if model[key] != saved[key]
     ]
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise UserError(f"{path} is of another model: {'; '.join(wrong[:3])}{more}")
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise UserError(f"{path} is of another model: {'; '.join(problems[:3])}{more}")

@@ -1,4 +1,4 @@
-"""What a rank holds of a parameter and its optimizer state."""
+"""A rank's shard of a parameter and of its optimizer state."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,34 +17,34 @@ class LocalShard:
     """A contiguous range of one flattened tensor-parallel shard, in this rank's memory."""
 
     entry: ParameterSpec
-    """The parameter."""
+    """Table entry of the parameter."""
     shard: tuple[int, ...]
     """Shape of this rank's tensor-parallel shard of it."""
     rank: int
     """Tensor-parallel rank."""
     size: int
-    """Tensor-parallel ranks."""
+    """Number of tensor-parallel ranks."""
     local_range: range
-    """Elements of the flattened shard that are held here."""
+    """Elements of the flattened shard in this rank's memory."""
     owned_range: range
-    """Those of them that this rank writes to a checkpoint: over all ranks, each element of a parameter once."""
+    """The part of ``local_range`` that this rank saves: over all ranks, each element of a parameter once."""
     values: dict[str, Tensor]
-    """Float32 [len(local_range)] each: ``weights``, the Adam moments ``exp_avg`` and ``exp_avg_sq``, and ``ema`` where one is
-    kept. Views: writing to them changes the state.
+    """Float32 [len(local_range)] each: ``weights``, the Adam moments ``exp_avg`` and ``exp_avg_sq``, and ``ema`` if the run
+    keeps one. Views: writing to them changes the state.
     """
 
 
 class OptimizerStateView(Protocol):
-    """A rank's part of the training state, as checkpoints see it."""
+    """A rank's part of the training state: the interface between engine and checkpoints."""
 
     updates: int
-    """Optimizer updates done: AdamW corrects its moments' bias by it."""
+    """Optimizer updates done, the step count of AdamW's bias correction."""
 
     def local_shards(self) -> list[LocalShard]:
-        """All that this rank holds."""
+        """All shards in this rank's memory, as views."""
 
     def refresh(self) -> None:
-        """The local_shards were written to: bring what is computed with into agreement. All ranks call it."""
+        """Update the model's weights after writes to the local shards. Collective."""
 
     def begin_ema(self) -> None:
-        """The running average begins anew, as the weights now are."""
+        """Start the EMA from the present weights."""

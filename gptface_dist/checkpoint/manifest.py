@@ -1,7 +1,7 @@
 """``manifest.json``: every file's size and SHA-256, every tensor's shape and fingerprint, and a hash of itself.
 
-What depends on the layout that wrote the checkpoint are the files; the tensors' entries do not: two layouts that hold the
-same numbers write the same ones.
+Files depend on the layout that wrote the checkpoint; entries of tensors do not: two layouts with the same values write the same
+entries.
 """
 
 import hashlib
@@ -20,29 +20,29 @@ MANIFEST_FORMAT = "gptface-manifest-2"
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor of the checkpoint."""
+    """Shape and fingerprint of one tensor of a checkpoint."""
 
     shape: tuple[int, ...]
-    """Of the whole tensor, as in the plain model."""
+    """Shape of the whole tensor, as in the plain model."""
     fingerprint: str
     """16 hexadecimal digits: :func:`gptface_dist.checkpoint.fingerprint.fingerprint`."""
     dtype: str = "float32"
-    """Always."""
+    """``float32`` in every checkpoint of this format."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of the checkpoint."""
+    """Size and hash of one file of a checkpoint."""
 
     bytes: int
-    """Its size."""
+    """Size in bytes."""
     sha256: str
-    """Of its bytes."""
+    """SHA-256 of the content, in hexadecimal."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint consists of."""
+    """Files and tensors of a checkpoint."""
 
     step: int
     """Optimizer steps done."""
@@ -52,13 +52,13 @@ class Manifest:
     """By key in the DCP folder: ``KIND/GLOBAL NAME``."""
 
     def text(self) -> str:
-        """Content of the file."""
+        """Content of ``manifest.json``, with a SHA-256 of itself."""
         raw: dict[str, Any] = {"format": MANIFEST_FORMAT, **asdict(self)}
         return _dump({**raw, "sha256": hashlib.sha256(_dump(raw).encode()).hexdigest()})
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Of a checkpoint. :class:`Damaged` where it is missing or not what was written, to the byte."""
+        """Read the manifest of a checkpoint. :class:`Damaged` if it is missing or was changed, by a single byte even."""
         path = folder / MANIFEST_NAME
         try:
             text = path.read_text(encoding="utf-8")
@@ -69,8 +69,8 @@ class Manifest:
                 raw["step"],
                 {name: FileEntry(**entry) for name, entry in raw["files"].items()},
                 {
-                    key: TensorEntry(tuple(one["shape"]), one["fingerprint"], one["dtype"])
-                    for key, one in raw["tensors"].items()
+                    key: TensorEntry(tuple(entry["shape"]), entry["fingerprint"], entry["dtype"])
+                    for key, entry in raw["tensors"].items()
                 },
             )
         except FileNotFoundError:
@@ -84,30 +84,30 @@ class Manifest:
         return manifest
 
     def problems(self, folder: Path, names: Iterable[str]) -> Iterator[str]:
-        """One line for each of the named files that is missing or not what was written."""
+        """One line for each of the named files that is missing or differs from its entry."""
         for name in names:
             path, entry = folder / name, self.files[name]
             try:
                 size = path.stat().st_size
                 if size != entry.bytes:
                     yield f"{path} has {size} bytes, not {entry.bytes}"
-                elif (found := sha256(path)) != entry.sha256:
-                    yield f"{path} has the SHA-256 {found[:16]}..., not {entry.sha256[:16]}..."
+                elif (digest := sha256(path)) != entry.sha256:
+                    yield f"{path} has the SHA-256 {digest[:16]}..., not {entry.sha256[:16]}..."
             except FileNotFoundError:
                 yield f"{path} is missing"
             except OSError as error:
                 yield f"{path} cannot be read: {error.strerror}"
 
     def share(self, rank: int, ranks: int) -> list[str]:
-        """The files that one rank should look at: all ranks get about the same number of bytes."""
+        """Names of the files that one rank checks: a partition into about equal numbers of bytes."""
         loads = [0] * ranks
-        mine = []
+        names = []
         for name, entry in sorted(self.files.items(), key=lambda item: (-item[1].bytes, item[0])):
             least = loads.index(min(loads))
             loads[least] += entry.bytes
             if least == rank:
-                mine.append(name)
-        return mine
+                names.append(name)
+        return names
 
 
 def _dump(raw: dict[str, Any]) -> str:

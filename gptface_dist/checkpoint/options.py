@@ -1,4 +1,4 @@
-"""Options of checkpoints, readable where neither DeepSpeed nor megatron-core is installed."""
+"""Options of checkpoints; importable without DeepSpeed and megatron-core."""
 
 from dataclasses import dataclass
 
@@ -9,26 +9,26 @@ CHOICES = {"on_failure": ("stop", "go_on"), "resume": ("auto", "must", "never"),
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """When a run is saved, what is kept, and what it resumes from."""
+    """When a run is saved, which checkpoints are kept, and which one it resumes from."""
 
     interval: int = 1000
-    """Steps between checkpoints; 0 for none but the one at the end, which there is in any case."""
+    """Steps between checkpoints; 0 saves at the end only, as every run does."""
     keep_last: int = 3
-    """Checkpoints that are kept, the newest; 0 keeps all."""
+    """Number of newest checkpoints to keep; 0 keeps all."""
     keep_interval: int = 0
-    """Checkpoints of steps that are multiples of this are kept for good; 0 for none."""
+    """Keep checkpoints of steps that are multiples of this for good; 0 for none."""
     asynchronous: bool = False
-    """Write in the background, after a copy to host memory: a rank's part of weights and moments, a second time."""
+    """Write in the background from a copy in host memory, which holds a rank's part of weights and moments a second time."""
     on_failure: str = "stop"
-    """When a checkpoint cannot be written (a full disk): ``stop`` the run, or ``go_on`` and try again at the next one."""
+    """If a checkpoint cannot be written (a full disk): ``stop`` the run, or ``go_on`` until the next one."""
     resume: str = "auto"
-    """``auto`` resumes from the run's latest checkpoint if there is one, ``must`` refuses to begin anew, ``never`` refuses
-    a folder that holds checkpoints."""
+    """``auto`` resumes from the run's latest checkpoint if there is one, ``must`` refuses to start without one, ``never``
+    refuses a folder that holds checkpoints."""
     resume_from: str = ""
-    """Folder of a checkpoint, of this run or another, to resume from instead of the run's latest; once the run has saved
-    a checkpoint of its own after that, it resumes from its latest again."""
+    """Folder of a checkpoint, of this run or another, to resume from instead of the run's latest; once the run has saved a
+    checkpoint of its own after that, it resumes from its latest again."""
     damaged: str = "refuse"
-    """When the latest checkpoint is damaged: ``refuse`` to resume, or resume from the ``previous`` one that is not."""
+    """If the latest checkpoint is damaged: ``refuse`` to resume, or resume from the ``previous`` undamaged one."""
 
     def __post_init__(self) -> None:
         for name in ("interval", "keep_last", "keep_interval"):

@@ -1,4 +1,4 @@
-"""``run.json``: what a checkpoint says about its run, beside the tensors."""
+"""``run.json``: step, configuration and state of the run that a checkpoint belongs to."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -14,38 +14,38 @@ RECORD_FORMAT = "gptface-run-2"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run at one step. All of it is JSON."""
+    """State of a run at one step, without tensors; all values are JSON."""
 
     step: int
     """Optimizer steps done."""
     updates: int
-    """Updates that the optimizer made: fewer than steps where some were skipped."""
+    """Optimizer updates done: steps minus skipped updates."""
     state: dict[str, Any]
-    """Where the run stands: position in the data, counts, and what callbacks keep (:mod:`gptface_dist.training`)."""
+    """Position in the data, counts, and the callbacks' states (:class:`gptface_dist.training.state.TrainState`)."""
     config: dict[str, Any]
-    """The whole resolved configuration; ``model`` and ``layout`` are parts of it."""
+    """Resolved configuration, defaults included."""
     vocabulary: dict[str, Any]
-    """The joint vocabulary's fields."""
+    """Fields of the joint vocabulary."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the last step."""
     origin: str = ""
-    """SHA-256 of the manifest of the named checkpoint that the run was told to go on from; empty if there was none."""
+    """SHA-256 of the manifest of the checkpoint in ``checkpoint.resume_from``; empty if none was given."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of the software that wrote it, by name."""
+    """Version by name of the software that wrote the checkpoint."""
 
     def text(self) -> str:
-        """Content of the file."""
+        """Content of ``run.json``."""
         return json.dumps({"format": RECORD_FORMAT, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
-        """Of a checkpoint. :class:`UserError` where there is none, or one of another format."""
+        """Read the record of a checkpoint. :class:`UserError` if it is missing, broken or of another format."""
         path = folder / RECORD_NAME
         try:
             raw = json.loads(path.read_bytes())
             if raw["format"] != RECORD_FORMAT:
                 raise UserError(f"{path} has the format {raw['format']!r}, not {RECORD_FORMAT!r}: use the version it is of")
-            return cls(**{one.name: raw[one.name] for one in fields(cls)})
+            return cls(**{field.name: raw[field.name] for field in fields(cls)})
         except UserError:
             raise
         except OSError as error:
@@ -54,7 +54,7 @@ class RunRecord:
             raise UserError(f"{path} is no record of a run ({type(error).__name__}: {error})") from None
 
     def differences(self, model: dict[str, Any], objective: dict[str, Any], vocabulary: Vocabulary) -> list[str]:
-        """What prevents a resumption with this model, objective and vocabulary: one line each, with both values."""
+        """Differences that prevent resuming with this model, objective and vocabulary: one line each, with both values."""
         lines = []
         pairs = (
             ("model", self.config["model"], model),

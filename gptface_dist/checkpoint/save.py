@@ -1,4 +1,4 @@
-"""Writing a checkpoint: all ranks in parallel, a piece at a time, published whole or not at all."""
+"""Saving a checkpoint: all ranks write in parallel, a chunk at a time; it is published whole or not at all."""
 
 import hashlib
 import os
@@ -24,63 +24,63 @@ STATE_NAME = "state"
 
 @dataclass(frozen=True)
 class Content:
-    """What is to be written, on one rank."""
+    """One rank's input to :func:`save_checkpoint`."""
 
     pieces: Mapping[str, TensorShards]
-    """This rank's pieces, by key: over all ranks each element once."""
+    """Shards that this rank writes, by key: over all ranks each element once."""
     record: RunRecord
-    """Of the run; rank 0's is written."""
+    """Record of the run; rank 0's is written."""
     files: Mapping[str, bytes]
     """Small files beside the tensors, by name; rank 0's are written."""
 
 
 def save_checkpoint(checkpoints: Path, content: Content, ranks: RankGroup) -> Path:
-    """Write and publish a checkpoint; all ranks call it. Returns its folder.
+    """Write and publish a checkpoint; returns its folder. Collective.
 
-    Beyond ``content``, a rank needs the memory of three pieces. :class:`Failed`, on all ranks, where one could not write
-    (full disk, for one): then nothing is published, and what was written is removed.
+    Beyond ``content``, a rank needs the memory of three chunks. :class:`Failed`, on all ranks, if one of them cannot write (a
+    full disk, for example): then nothing is published, and the files are removed.
     """
     step = content.record.step
     try:
         new = ranks.on_rank0(lambda: folder.begin(checkpoints, step))
-        # Before any file: a mistake in here is no reason to write gigabytes.
+        # Before any file: a bug in the state should fail before gigabytes are written.
         prints = ranks.all_gather(lambda: fingerprints(content.pieces))
         writer = Writer(new / STATE_NAME)
         _write_state(content.pieces, writer, ranks)
         written = ranks.all_gather(lambda: writer.written)
         return ranks.on_rank0(lambda: _publish(new, checkpoints, content, prints, written))
     except Failed:
-        # No rank goes on before it is gone: whoever tries again, or looks, finds a clean folder.
+        # Collective: no rank continues, or tries again, before the folder is clean.
         ranks.on_rank0(lambda: folder.abandon(checkpoints, step))
         raise
 
 
-def fingerprints(pieces: Mapping[str, TensorShards]) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Shape, and this rank's part of the fingerprint, of each tensor."""
+def fingerprints(shards: Mapping[str, TensorShards]) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Shape and this rank's summand of the fingerprint of each tensor, by key."""
     return {
-        key: (one.shape, fingerprint(((piece.box, piece.memory) for piece in one.pieces), one.shape))
-        for key, one in pieces.items()
+        key: (tensor.shape, fingerprint(((chunk.box, chunk.memory) for chunk in tensor.pieces), tensor.shape))
+        for key, tensor in shards.items()
     }
 
 
 def together(prints: list[dict[str, tuple[tuple[int, ...], int]]]) -> dict[str, TensorEntry]:
-    """All ranks' parts of the fingerprints -> the tensors' entries, by name."""
+    """Sum the :func:`fingerprints` of all ranks to the tensors' entries, by key."""
     shapes: dict[str, tuple[int, ...]] = {}
     totals: dict[str, int] = {}
-    for found in prints:
-        for key, (shape, part) in found.items():
+    for local in prints:
+        for key, (shape, summand) in local.items():
             shapes[key] = shape
-            totals[key] = (totals.get(key, 0) + part) % 2**64
+            totals[key] = (totals.get(key, 0) + summand) % 2**64
     return {key: TensorEntry(shapes[key], f"{totals[key]:016x}") for key in sorted(shapes)}
 
 
-def _write_state(pieces: Mapping[str, TensorShards], writer: Writer, ranks: RankGroup) -> None:
+def _write_state(shards: Mapping[str, TensorShards], writer: Writer, ranks: RankGroup) -> None:
     try:
         with warnings.catch_warnings():
-            # Alone, without process groups, DCP says so each time.
+            # Without process groups, DCP warns about it each time.
             warnings.simplefilter("ignore")
             state_dict_saver.save(
-                dict(pieces),
+                dict(shards),
                 storage_writer=writer,
                 planner=SavePieces(),
                 process_group=ranks.group,
@@ -98,9 +98,9 @@ def _publish(
     prints: list[dict[str, tuple[tuple[int, ...], int]]],
     written: list[dict[str, tuple[int, str]]],
 ) -> Path:
-    files = {f"{STATE_NAME}/{name}": FileEntry(*entry) for one in written for name, entry in one.items()}
+    files = {f"{STATE_NAME}/{name}": FileEntry(*entry) for local in written for name, entry in local.items()}
     for name, entry in files.items():
-        # Another machine's file may not be what it wrote, or not be here at all.
+        # On a shared file system, another machine's file may be incomplete or not visible yet.
         if (size := (new / name).stat().st_size) != entry.bytes:
             raise OSError(f"{new / name} has {size} bytes, {entry.bytes} were written")
     metadata = new / STATE_NAME / METADATA_NAME

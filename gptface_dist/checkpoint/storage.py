@@ -1,7 +1,7 @@
-"""Files of torch's distributed checkpoint (DCP), written and read a piece at a time.
+"""Files of torch's distributed checkpoint (DCP), written and read a chunk at a time.
 
-The files are those of torch's own ``FileSystemWriter``, so its tools read them. Ours hashes what it writes, holds one piece
-in memory at a time (torch's keeps one of each tensor until the end), and reads metadata without trusting it.
+The format is that of torch's own ``FileSystemWriter``, so its tools read the files. This writer hashes its output and holds one
+chunk in memory at a time (torch's keeps one of each tensor until the end); the reader does not trust the pickled metadata.
 """
 
 import collections
@@ -49,7 +49,7 @@ _METADATA_NAMES = frozenset(
 
 
 class HashedFile:
-    """A new file whose SHA-256 is known when it is finished."""
+    """A new file that hashes its content while it is written."""
 
     def __init__(self, path: Path):
         self._file: BinaryIO = path.open("xb", buffering=0)
@@ -67,33 +67,33 @@ class HashedFile:
         self.size += len(data)
 
     def finish(self) -> tuple[int, str]:
-        """Flush to disk. Bytes and SHA-256 of what was written."""
+        """Flush to disk; returns size in bytes and SHA-256 of the content."""
         os.fsync(self._file.fileno())
         return self.size, self._hash.hexdigest()
 
     def close(self) -> None:
-        """Without a word about what was written."""
+        """Close without flushing to disk."""
         self._file.close()
 
 
 class Writer(FileSystemWriter):
-    """Writes this rank's pieces into one file."""
+    """Writes this rank's chunks into one file."""
 
     def __init__(self, path: Path):
         super().__init__(path)
         self.written: dict[str, tuple[int, str]] = {}
-        """Bytes and SHA-256 of the files that this rank wrote, by name."""
+        """Size in bytes and SHA-256 of the files that this rank wrote, by name."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Called by DCP."""
+        """Write the plan's chunks, in order; called by DCP."""
         results = []
         if plan.items:
             name = f"{plan.storage_data.prefix}0.distcp"
             with contextlib.closing(HashedFile(Path(self.path) / name)) as file:
                 for item in plan.items:
                     memory = cast(Tensor, planner.resolve_data(item))
-                    # A copy: torch.save would write all of the memory that a view looks at. And first into memory: its
-                    # archive's writer turns a full disk into an error of its own.
+                    # A copy, since torch.save writes the whole storage of a view; into memory first, since its archive
+                    # writer would hide the OSError of a full disk.
                     saved = io.BytesIO()
                     torch.save(torch.empty(memory.shape, dtype=memory.dtype).copy_(memory), saved)
                     start = file.size
@@ -105,43 +105,43 @@ class Writer(FileSystemWriter):
         return done
 
     def storage_meta(self) -> StorageMeta:
-        """Without the folder's path: a checkpoint does not say where it was made."""
+        """Empty: a checkpoint does not record the path where it was made."""
         return StorageMeta()
 
 
 class Reader(FileSystemReader):
-    """Reads pieces, each saved one once, in the order of the file."""
+    """Reads saved chunks, each of them once, in the order of the file."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """Called by DCP. Nothing but DCP's own classes is taken from the file."""
+        """Unpickle DCP's own classes only (:func:`read_metadata`); called by DCP."""
         metadata = read_metadata(Path(self.path) / METADATA_NAME)
         metadata.storage_meta = StorageMeta()
         return metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Called by DCP."""
+        """Copy the plan's parts of chunks into place; called by DCP."""
         wanted: dict[str, dict[int, list[ReadItem]]] = collections.defaultdict(lambda: collections.defaultdict(list))
         for item in plan.items:
             stored = self.storage_data[item.storage_index]
             wanted[stored.relative_path][stored.offset].append(item)
-        for name, places in wanted.items():
+        for name, chunks in wanted.items():
             with (Path(self.path) / name).open("rb") as file:
-                for start in sorted(places):
-                    stored = self.storage_data[places[start][0].storage_index]
-                    piece = _piece(file, stored.offset, stored.length)
-                    for item in places[start]:
-                        part = narrow_tensor_by_index(piece, item.storage_offsets, item.lengths)
+                for start in sorted(chunks):
+                    stored = self.storage_data[chunks[start][0].storage_index]
+                    chunk = _read_chunk(file, stored.offset, stored.length)
+                    for item in chunks[start]:
+                        part = narrow_tensor_by_index(chunk, item.storage_offsets, item.lengths)
                         planner.resolve_tensor(item).detach().copy_(part)
-                    # The next one is read into other memory.
-                    del piece, part
+                    # Free the chunk before the next one is read.
+                    del chunk, part
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
 
-def _piece(file: BinaryIO, offset: int, length: int) -> Tensor:
+def _read_chunk(file: BinaryIO, offset: int, length: int) -> Tensor:
     file.seek(offset)
-    # torch.load looks for an archive's directory at the end of the file.
+    # torch.load expects the archive's directory at the end of its file.
     return cast(Tensor, torch.load(io.BytesIO(file.read(length)), map_location="cpu", weights_only=True))
 
 
@@ -152,7 +152,7 @@ class SavePieces(DefaultSavePlanner):
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        """Called by DCP."""
+        """The memory to save; called by DCP."""
         return cast(TensorShards, self.state_dict[index.fqn]).__get_tensor_shard__(index)
 
 
@@ -163,17 +163,17 @@ class LoadPieces(DefaultLoadPlanner):
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
-        """Called by DCP."""
-        # The base class would drop what is no tensor.
+        """Keep the state as it is; called by DCP."""
+        # The base class would drop every value that is no tensor.
         self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        """Called by DCP."""
+        """The memory to load into; called by DCP."""
         return cast(TensorShards, self.state_dict[index.fqn]).__get_tensor_shard__(index)
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """DCP's metadata is a pickle, and a pickle may run any code: this one makes nothing but DCP's own classes."""
+    """Unpickles DCP's own classes only: a pickle could otherwise run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _METADATA_NAMES:
@@ -182,6 +182,6 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Metadata of a DCP folder whose tensors are float32."""
+    """Read a DCP metadata file of float32 tensors; ``pickle.UnpicklingError`` if it names any other class."""
     with path.open("rb") as file:
         return cast(Metadata, _MetadataUnpickler(file).load())

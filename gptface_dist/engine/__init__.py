@@ -1,1 +1,1 @@
-"""One optimizer step of the composed whole: megatron-core schedules over stages that DeepSpeed shards."""
+"""The training engine: megatron-core's pipeline schedules over stages that DeepSpeed's ZeRO shards."""

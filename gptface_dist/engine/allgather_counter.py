@@ -1,4 +1,4 @@
-"""Counting what ZeRO-3 gathers, at the collective that gathers it."""
+"""Counter of the bytes that ZeRO-3 all-gathers."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class AllGatherCounter:
-    """Counts the bytes of weights that ZeRO-3 puts together on this rank, from the time it is made.
+    """Counts the bytes of weights that ZeRO-3 all-gathers on this rank since construction.
 
-    Stands between DeepSpeed's partitioned parameters and its collectives. A rank's own part, one of ``dp``, is counted too,
-    though it does not travel.
+    It wraps the collectives of DeepSpeed's partitioned parameters. The count includes the rank's own shard, one of ``dp``,
+    which is not communicated.
     """
 
     def __init__(self) -> None:
@@ -22,15 +22,15 @@ class AllGatherCounter:
         return getattr(deepspeed.comm, name)
 
     def allgather_fn(self, output: Tensor, *inputs: Any, **options: Any) -> Any:
-        """As DeepSpeed's."""
+        """DeepSpeed's collective, with its output counted."""
         return self._counted(deepspeed.comm.allgather_fn, [output], output, *inputs, **options)
 
     def all_gather_into_tensor(self, output: Tensor, *inputs: Any, **options: Any) -> Any:
-        """As DeepSpeed's."""
+        """DeepSpeed's collective, with its output counted."""
         return self._counted(deepspeed.comm.all_gather_into_tensor, [output], output, *inputs, **options)
 
     def all_gather(self, outputs: list[Tensor], *inputs: Any, **options: Any) -> Any:
-        """As DeepSpeed's."""
+        """DeepSpeed's collective, with its output counted."""
         return self._counted(deepspeed.comm.all_gather, outputs, outputs, *inputs, **options)
 
     def _counted(self, collective: Any, gathered: list[Tensor], *inputs: Any, **options: Any) -> Any:

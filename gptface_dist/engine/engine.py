@@ -1,4 +1,4 @@
-"""One optimizer step of the composed whole."""
+"""The distributed model and its optimizer step."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -28,32 +28,31 @@ from gptface_dist.parallel.layer import megatron_config
 from gptface_dist.parallel.layout import Layout
 from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
 from gptface_dist.parallel.stage import Stage, global_name
-from gptface_dist.parallel.vocab_parallel import TiedGradient
 from gptface_dist.sequence import PaddedBatch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step computed, in host memory; the same on every rank but for ``allgather_bytes``."""
+    """Results of one optimizer step, in host memory; the same on every rank except ``allgather_bytes``."""
 
     sums: Tensor
     """Float64 [terms, 3] over the global batch: (summed loss, correct, count) of each term of the objective."""
     loss: float
     """Weighted sum of the terms' mean losses."""
     grad_norm: float
-    """Norm of the whole gradient before clipping; infinite where it is no number."""
+    """2-norm of the whole gradient before clipping; infinite if not finite."""
     allgather_bytes: int
-    """Bytes of weights that ZeRO-3 gathered on this rank, by its dtype, padding and this rank's own part included; else 0."""
+    """Bytes of weights that ZeRO-3 gathered on this rank, including padding and its own shard; 0 at other ZeRO stages."""
     samples: int
     """Samples of the global batch."""
     work: Work
-    """What it had to compute, over all ranks."""
+    """Tokens, pairs and items of the global batch."""
 
 
 BeforeUpdate = Callable[[StepResult], float]
-"""Called when a step's gradients are complete and nothing has changed yet; returns the factor of the clipped gradient, 0 to
-skip the update. All ranks must return the same."""
+"""Function of a step's result, called with complete gradients before the update; returns the factor of the clipped gradient,
+0 to skip the update. All ranks must return the same."""
 
 
 class Engine:
@@ -77,7 +76,7 @@ class Engine:
         self.objective, self.layout, self.max_grad_norm = objective, layout, optimizer.max_grad_norm
         self._seed = seed
         self.steps = 0
-        """Optimizer steps done, of which dropout is a function: a run that resumes sets it."""
+        """Optimizer steps done, which seed dropout; a resumed run sets it."""
         self.device = host.device()
         self._weights = torch.tensor(list(objective.weights.values()), dtype=torch.float64)
         self._device_weights = host.to_device(self._weights.float(), self.device)
@@ -94,7 +93,7 @@ class Engine:
         self._decide: Callable[[Tensor], float] = lambda norm: 1.0
         self.zero = self._shard(optimizer, engine)
         self.state = EngineState(self.zero, layout, self.named_parameters())
-        """Master weights, moments and the running average, where they lie."""
+        """Views of master weights, Adam moments and EMA."""
         if engine.dtype != "float32":
             self._load_masters(seed)
         self._model_chunks = [
@@ -102,7 +101,7 @@ class Engine:
         ]
 
     def named_parameters(self) -> Iterator[tuple[ParameterSpec, nn.Parameter]]:
-        """This rank's parameters with their entries in the table; a stage's copy of tied weights included."""
+        """This rank's parameters with their entries in the table, including a stage's copy of tied weights."""
         for stage in self.stages:
             for name, parameter in stage.named_parameters():
                 yield self.table[global_name(name)], parameter
@@ -115,11 +114,11 @@ class Engine:
                 parameter.copy_(whole if entry.sharding is None else entry.sharding.shard(whole, rank, size))
 
     def _load_masters(self, seed: int) -> None:
-        """Give the optimizer's float32 weights the initial values themselves: what was made of the model's is rounded."""
+        """Set the master weights to the exact initial values: DeepSpeed copied them from the model's rounded weights."""
         for local_shard in self.state.local_shards():
             whole = local_shard.entry.initial(seed)
-            cut = local_shard.entry.sharding
-            shard = whole if cut is None else cut.shard(whole, local_shard.rank, local_shard.size)
+            sharding = local_shard.entry.sharding
+            shard = whole if sharding is None else sharding.shard(whole, local_shard.rank, local_shard.size)
             local_shard.values[WEIGHTS].copy_(shard.flatten()[local_shard.local_range.start : local_shard.local_range.stop])
 
     def _shard(self, optimizer: OptimizerOptions, engine: EngineOptions) -> Any:
@@ -128,19 +127,19 @@ class Engine:
         last_copy = self.layout.pp > 1 and groups.is_pipeline_last_stage(ignore_virtual=True)
         for entry, parameter in self.named_parameters():
             (decayed if entry.decay else others).append(parameter)
-            # Each value counts once in the gradient norm: a shard where it is, a replica on the first tensor-parallel
-            # rank, tied words on the first stage.
+            # Each value counts once in the gradient norm: shards on their rank, replicas on the first tensor-parallel rank,
+            # tied words on the first stage.
             copy = entry.tied and last_copy
-            here = entry.sharding is not None or groups.get_tensor_model_parallel_rank() == 0
+            counted = entry.sharding is not None or groups.get_tensor_model_parallel_rank() == 0
             parameter.tensor_model_parallel = False  # type: ignore[attr-defined]
-            # ZeRO-3 and Replicated ask the first of these, ZeRO-1 and -2 also the second.
-            parameter.model_parallel = here and not copy  # type: ignore[attr-defined]
+            # ZeRO-3 and Replicated read `model_parallel`, ZeRO-1 and -2 also `ds_pipe_replicated`.
+            parameter.model_parallel = counted and not copy  # type: ignore[attr-defined]
             parameter.ds_pipe_replicated = copy  # type: ignore[attr-defined]
         chunks = ModelChunks(self.stages)
         param_groups = [
-            {"params": kept, "weight_decay": decay}
-            for kept, decay in ((decayed, optimizer.weight_decay), (others, 0.0))
-            if kept
+            {"params": members, "weight_decay": decay}
+            for members, decay in ((decayed, optimizer.weight_decay), (others, 0.0))
+            if members
         ]
         adam = specs.adamw(engine.optimizer)(
             param_groups, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps
@@ -155,11 +154,11 @@ class Engine:
 
     def _counts(self, batches: list[PaddedBatch[Tensor]]) -> Tensor:
         """Int64 [terms + 3] of the global batch: items of each term, samples, tokens, and pairs of tokens."""
-        known = [[*self.objective.counts(batch), batch.samples] for batch in batches]
+        host_counts = [[*self.objective.counts(batch), batch.samples] for batch in batches]
         lengths = torch.cat([batch.lengths for batch in batches])
         counts = torch.cat(
             [
-                host.to_device(torch.tensor(known).sum(0), self.device),
+                host.to_device(torch.tensor(host_counts).sum(0), self.device),
                 torch.stack([lengths.sum(), lengths.square().sum()]),
             ]
         )
@@ -167,12 +166,12 @@ class Engine:
         return counts
 
     def _scale(self, counts: Tensor) -> Tensor:
-        """Factors float32 [terms] that turn this rank's summed losses into its part of the global mean losses."""
-        # The engine averages gradients over data-parallel ranks; these are parts of a sum.
+        """Factors float32 [terms] from this rank's summed losses to its summands of the weighted global mean losses."""
+        # ZeRO averages gradients over data-parallel ranks: times dp makes that a sum.
         return self._device_weights / counts[: len(self._weights)].clamp(min=1) * self.layout.dp
 
     def _run(self, batches: list[PaddedBatch[Tensor]], scale: Tensor, forward_only: bool) -> Tensor:
-        """Sums float64 [terms, 3] of the global batch; gradients, unless ``forward_only``, stay in the engine."""
+        """Sums float64 [terms, 3] of the global batch; unless ``forward_only``, gradients accumulate in the engine."""
         self.zero.train(not forward_only)
         masks = self._masks(batches, dropping=not forward_only)
         constants = self._survey(batches, masks) if self.objective.surveys else [{} for _ in batches]
@@ -183,16 +182,16 @@ class Engine:
 
     @torch.no_grad()
     def _survey(self, batches: list[PaddedBatch[Tensor]], masks: list[Masks | None]) -> list[dict[str, Tensor]]:
-        """The objective's constants for each micro-batch, from a forward pass of them all; nothing but on the last stage."""
+        """The objective's constants for each micro-batch, from a forward pass of all of them; empty but on the last stage."""
         finish = functools.partial(last_stage.survey, self.objective)
         micro_batches = [MicroBatch(batch, finish, drop) for batch, drop in zip(batches, masks, strict=True)]
         surveyed = schedule.run(self._model_chunks, micro_batches, forward_only=True)
         if not surveyed:
             return [{} for _ in batches]
-        # Ranks of the group are in the order of samples: each has consecutive ones of the global batch.
+        # Ranks are in the order of samples: each has consecutive samples of the global batch.
         group, rank = groups.get_data_parallel_group(), groups.get_data_parallel_rank()
-        own = {name: torch.cat([each[name] for each in surveyed]) for name in surveyed[0]}
-        gathered = {name: _gather(part, group) for name, part in own.items()}
+        local = {name: torch.cat([each[name] for each in surveyed]) for name in surveyed[0]}
+        gathered = {name: _gather(part, group) for name, part in local.items()}
         number = sum(batch.samples for batch in batches)
         constants = self.objective.constants(gathered, slice(rank * number, (rank + 1) * number))
         sizes = [batch.samples for batch in batches]
@@ -200,7 +199,7 @@ class Engine:
         return [{name: parts[number] for name, parts in split.items()} for number in range(len(batches))]
 
     def _masks(self, batches: list[PaddedBatch[Tensor]], dropping: bool) -> list[Masks | None]:
-        """What dropout drops in a step's micro-batches; sequences are numbered over the global batch, rank by rank."""
+        """Dropout masks of a step's micro-batches; sequences are numbered over the global batch, rank by rank."""
         if not dropping or self._config.hidden_dropout == self._config.attention_dropout == 0:
             return [None] * len(batches)
         size = batches[0].rows
@@ -208,7 +207,7 @@ class Engine:
         return [Masks(self._seed, self.steps, first + number * size) for number in range(len(batches))]
 
     def _everywhere(self, sums: Tensor) -> Tensor:
-        """The last stage's sums, added over data-parallel ranks, on every rank."""
+        """All-reduce the last stage's sums over data-parallel ranks, and broadcast them to all stages."""
         dist.all_reduce(sums, group=groups.get_data_parallel_group())
         if self.layout.pp > 1:
             dist.broadcast(
@@ -217,15 +216,14 @@ class Engine:
         return sums
 
     def loss(self, sums: Tensor) -> float:
-        """Weighted sum of the mean losses in ``sums`` [terms, 3] on the host; one without items counts as 0."""
+        """Weighted sum of the mean losses in ``sums`` [terms, 3] on the host; a term without items counts as 0."""
         return float((self._weights * sums[:, 0] / sums[:, 2].clamp(min=1)).sum())
 
     def _add_tied(self) -> None:
-        """Add the parts of the word embeddings' gradient and hand the sum to the engine."""
-        mine: list[tuple[int, TiedGradient]] = [
-            (vp_stage, tied) for vp_stage, tied in enumerate(self._tied) if tied is not None
-        ]
-        for vp_stage, tied in mine:
+        """All-reduce the word embeddings' gradient over first and last stage, and hand the sum to the engine."""
+        for vp_stage, tied in enumerate(self._tied):
+            if tied is None:
+                continue
             if self.layout.pp > 1 and self.objective.predicts_tokens:
                 dist.all_reduce(tied.sum, group=groups.get_embedding_group())
             deepspeed_patches.begin_backward(self.zero(vp_stage, None), self.zero).backward()
@@ -234,17 +232,17 @@ class Engine:
     def step(self, batches: list[PaddedBatch[Tensor]], before_update: BeforeUpdate = lambda result: 1.0) -> StepResult:
         """One optimizer step on this rank's micro-batches: gradients, then ``before_update``, then the update.
 
-        Without ZeRO, the host waits for the device once: for what ``before_update`` is given.
+        Without ZeRO, the host waits for the device once, for the argument of ``before_update``.
         """
-        gathered = self._gathers.bytes if self._gathers else 0
+        bytes_before = self._gathers.bytes if self._gathers else 0
         counts = self._counts(batches)
         sums = self._run(batches, self._scale(counts), forward_only=False)
         self._add_tied()
         results: list[StepResult] = []
 
         def decide(norm: Tensor) -> float:
-            more = self._gathers.bytes - gathered if self._gathers else 0
-            results.append(self._result(sums, norm, counts, more))
+            gathered = self._gathers.bytes - bytes_before if self._gathers else 0
+            results.append(self._result(sums, norm, counts, gathered))
             return before_update(results[0])
 
         self._decide = decide
@@ -254,7 +252,7 @@ class Engine:
         return results[0]
 
     def _result(self, sums: Tensor, norm: Tensor, counts: Tensor, gathered_bytes: int) -> StepResult:
-        """By one transfer: each would wait for the device."""
+        """Copy results to the host in one transfer, since each transfer waits for the device."""
         terms = len(self._weights)
         numbers = torch.cat([sums.flatten(), norm.double().reshape(1), counts[terms:].double()]).cpu()
         sums = numbers[: 3 * terms].view(terms, 3)
@@ -263,44 +261,44 @@ class Engine:
         return StepResult(sums, self.loss(sums), whole_norm, gathered_bytes, int(samples), work)
 
     def evaluate(self, batches: list[PaddedBatch[Tensor]]) -> Tensor:
-        """Sums float64 [terms, 3] over all data-parallel ranks' micro-batches, without dropout; nothing is learned."""
+        """Sums float64 [terms, 3] over all data-parallel ranks' micro-batches, without dropout or update. Collective."""
         with torch.no_grad():
             return self._run(batches, torch.zeros(len(self._weights), device=self.device), forward_only=True)
 
     @torch.no_grad()
     def reference_outputs(self, batch: ReferenceBatch) -> dict[str, Tensor]:
-        """Outputs for the batch, without dropout, on the CPU of every rank; all ranks call it. Nothing is learned.
+        """The objective's outputs for the batch, without dropout, by name, on the CPU of every rank. Collective.
 
         Under sequence parallelism, the batch's length must be a multiple of the tensor-parallel size.
         """
         micro_batch = MicroBatch(batch.tensors(self.device), functools.partial(last_stage.reference_outputs, self.objective))
         self.zero.train(False)
-        # Interleaved schedules want a multiple of the stages; the same batch is as good as any.
+        # Interleaved schedules need a multiple of pp micro-batches: repeat the batch.
         outputs = schedule.run(
             self._model_chunks, [micro_batch] * (self.layout.pp if self.layout.vpp > 1 else 1), forward_only=True
         )
-        answer: list[Any] = [{name: output.cpu() for name, output in outputs[0].items()} if outputs else None]
+        objects: list[Any] = [{name: output.cpu() for name, output in outputs[0].items()} if outputs else None]
         if self.layout.pp > 1:
             last = groups.get_pipeline_model_parallel_last_rank()
-            dist.broadcast_object_list(answer, last, group=groups.get_pipeline_model_parallel_group())
-        found: dict[str, Tensor] = answer[0]
-        return found
+            dist.broadcast_object_list(objects, last, group=groups.get_pipeline_model_parallel_group())
+        reference: dict[str, Tensor] = objects[0]
+        return reference
 
     def close(self) -> None:
-        """No longer used: hooks on gradients, which keep engine and process groups alive, are taken away.
+        """Release the engine: remove the gradient hooks that keep it and its process groups alive.
 
-        DeepSpeed 0.19.8's ZeRO-3 keeps its groups, and with them gloo's threads, all the same.
+        ZeRO-3 of DeepSpeed 0.19.8 still keeps its groups, and with them gloo's threads.
         """
         self.zero.destroy()
 
     def set_lr(self, lr: float) -> None:
-        """Learning rate of the following steps."""
+        """Set the learning rate of the following steps."""
         for group in self.zero.optimizer.param_groups:
             group["lr"] = lr
 
 
 def _gather(part: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[n, ..] of each rank of a group -> [ranks * n, ..] in the order of ranks."""
+    """All-gather [n, ..] of each rank of a group to [ranks * n, ..], in rank order."""
     parts = [torch.empty_like(part) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, part.contiguous(), group=group)
     return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""What the last stage does with a micro-batch's features: (loss to differentiate, what is collected)."""
+"""Functions of the last stage, from a micro-batch's features to (loss to differentiate, outputs to collect)."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from gptface_dist.sequence import PaddedBatch
 def losses(
     objective: Objective, scale: Tensor, constants: dict[str, Tensor], x_BLH: Tensor, batch: PaddedBatch[Tensor], heads: Heads
 ) -> tuple[Tensor, Tensor]:
-    """``scale`` float32 [terms] are the factors of the summed losses; collects float64 [terms, 3] (loss, correct, count)."""
+    """Sum of the terms' losses times ``scale`` float32 [terms]; collects float64 [terms, 3] of (loss, correct, count)."""
     losses = objective.losses(x_BLH, batch, heads, constants)
     total = sum((each.loss * scale[i] for i, each in enumerate(losses)), torch.zeros((), device=scale.device))
     rows = [(each.loss, each.correct, each.loss.new_full((), each.items, dtype=torch.float64)) for each in losses]
@@ -19,12 +19,12 @@ def losses(
 
 
 def survey(objective: Objective, x_BLH: Tensor, batch: PaddedBatch[Tensor], heads: Heads) -> tuple[Tensor, dict[str, Tensor]]:
-    """Collects the objective's survey of the micro-batch."""
+    """Zero loss; collects the objective's survey of the micro-batch by name."""
     return x_BLH.new_zeros(()), objective.survey(x_BLH, batch, heads)
 
 
 def reference_outputs(
     objective: Objective, x_BLH: Tensor, batch: ReferenceBatch, heads: Heads
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Collects the heads' outputs."""
+    """Zero loss; collects the heads' outputs by name."""
     return x_BLH.new_zeros(()), objective.reference_outputs(x_BLH, batch, heads)

@@ -1,7 +1,7 @@
-"""Data parallelism without ZeRO: every replica keeps the whole optimizer state, and gradients are added once a step.
+"""Data parallelism without ZeRO: every replica keeps the whole optimizer state; gradients are all-reduced once a step.
 
-DeepSpeed's engine refuses the pipeline's own backward passes at stage 0, so this stands in for it, with the part of its
-interface that :class:`gptface_dist.engine.engine.Engine` uses.
+It replaces DeepSpeed's engine, which refuses the pipeline's backward passes at stage 0, and has the part of its interface that
+:class:`gptface_dist.engine.engine.Engine` uses.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,25 +13,25 @@ from megatron.core import parallel_state as groups
 from torch import Tensor, nn
 
 BUCKET = 2**25
-"""Gradients are added over replicas this many at a time (128 MiB), but for a parameter that is larger."""
+"""Elements of an all-reduce of float32 gradients at most (128 MiB), or one parameter if that is larger."""
 
 
 class Replicated:
-    """A module whose gradients are collected in float32 over a step's micro-batches, and its optimizer.
+    """A module with its optimizer; gradients accumulate in float32 over a step's micro-batches.
 
-    A parameter with ``model_parallel`` set counts in the gradient norm on this rank; one without counts elsewhere.
+    Parameters with a true ``model_parallel`` count in the gradient norm on this rank, the others on another rank.
 
     Args:
-        module: called as this object is called.
-        optimizer: AdamW of all of the module's parameters; it is given their float32 weights in their place.
+        module: the module; calling this object calls it.
+        optimizer: AdamW of all of the module's parameters, which are replaced by their float32 weights.
         clip: largest norm of the whole gradient; 0 does not clip.
-        bucket: largest number of gradients added over replicas at a time.
+        bucket: elements of an all-reduce at most, or one parameter.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, clip: float, bucket: int = BUCKET):
         self.module, self.max_grad_norm = module, clip
         self.decide: Callable[[Tensor], float] = lambda norm: 1.0
-        """From the gradient's norm (float64 scalar, on the device), the factor of the clipped gradient; 0 skips the update."""
+        """Maps the gradient norm (float64 scalar, on the device) to the factor of the clipped gradient; 0 skips the update."""
         self.masters: dict[nn.Parameter, Tensor] = {}
         """Parameter -> the float32 weights that the optimizer updates: the parameter itself where it is float32."""
         self.gradients: dict[nn.Parameter, Tensor] = {}
@@ -52,14 +52,14 @@ class Replicated:
         return self.module(*inputs)
 
     def train(self, mode: bool = True) -> None:
-        """As of a module."""
+        """Set training or evaluation mode of the module."""
         self.module.train(mode)
 
     def step(self) -> None:
-        """Add the gradients of all replicas, ask ``decide``, clip, update, and forget the gradients."""
+        """All-reduce the gradients, call ``decide``, clip, update, and zero the gradients."""
         group = groups.get_data_parallel_group()
         for bucket in self.buckets:
-            # Before the sum, as DeepSpeed does: a mean cannot overflow where its parts did not.
+            # Divide before the sum, as DeepSpeed does: a mean of finite values cannot overflow.
             dist.all_reduce(bucket.div_(dist.get_world_size(group)), group=group)
         norm = self._global_norm()
         factor = self.decide(norm)
@@ -69,7 +69,7 @@ class Replicated:
             bucket.zero_()
 
     def _update(self, norm: Tensor, factor: float) -> None:
-        # On the device: to ask it whether anything is to be clipped would keep the optimizer waiting.
+        # On the device: a branch on the host would wait for the norm.
         clip = (
             torch.where(norm > self.max_grad_norm, self.max_grad_norm / (norm + 1e-6), 1.0) if self.max_grad_norm > 0 else 1.0
         )
@@ -84,13 +84,13 @@ class Replicated:
         self.write_weights()
 
     def destroy(self) -> None:
-        """Take the hooks away, by which the parameters keep this object."""
+        """Remove the gradient hooks, through which the parameters keep this object alive."""
         for hook in self._hooks:
             hook.remove()
 
     @torch.no_grad()
     def write_weights(self) -> None:
-        """Round the float32 weights into the module's."""
+        """Round the float32 master weights into the module's weights."""
         for parameter, master in self.masters.items():
             if master is not parameter:
                 parameter.copy_(master)
@@ -117,13 +117,13 @@ class Replicated:
 
 
 def _filled(parameters: Iterable[nn.Parameter], limit: int) -> list[list[nn.Parameter]]:
-    """The parameters in order, as many at a time as have at most ``limit`` values; at least one."""
-    found: list[list[nn.Parameter]] = []
+    """Split parameters, in order, into buckets of at most ``limit`` values or of one parameter."""
+    buckets: list[list[nn.Parameter]] = []
     size = 0
     for parameter in parameters:
         size += parameter.numel()
-        if not found or size > limit:
-            found.append([])
+        if not buckets or size > limit:
+            buckets.append([])
             size = parameter.numel()
-        found[-1].append(parameter)
-    return found
+        buckets[-1].append(parameter)
+    return buckets

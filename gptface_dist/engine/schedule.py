@@ -18,14 +18,14 @@ from gptface_dist.sequence import PaddedBatch
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What the schedule takes through the chunks."""
+    """Input of the schedule for one micro-batch."""
 
     batch: PaddedBatch[Tensor]
-    """The rows."""
+    """Padded sequences."""
     finish: Finish
-    """What the last chunk does with their features."""
+    """Function of the last chunk from features to loss and collected outputs."""
     masks: Masks | None = None
-    """What dropout drops; None drops nothing."""
+    """Dropout masks; None: no dropout."""
 
 
 class ModelChunks(nn.Module):
@@ -36,7 +36,7 @@ class ModelChunks(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, vp_stage: int, micro_batch: MicroBatch | None) -> Any:
-        """The ``vp_stage``-th chunk on a micro-batch; without one, the scalar that hands over the tied words' gradient."""
+        """Run chunk ``vp_stage`` on a micro-batch; without one, return its scalar for the tied gradient (``TiedScalar``)."""
         stage = cast(Stage, self.stages[vp_stage])
         if micro_batch is None:
             return stage.tied_scalar()
@@ -44,21 +44,21 @@ class ModelChunks(nn.Module):
 
 
 class ModelChunk(nn.Module):
-    """One model chunk as megatron-core's schedules want to see it."""
+    """Adapter of one model chunk to the interface of megatron-core's schedules."""
 
     def __init__(self, engine: Any, stage: Stage, vp_stage: int, config: Any):
         super().__init__()
-        # Kept out of this module's own submodules: the engine owns the parameters.
+        # Not as submodules: the engine owns the parameters.
         self.__dict__.update(engine=engine, stage=stage)
         self.vp_stage: int | None = vp_stage if config.virtual_pipeline_model_parallel_size else None
         self.number, self.config, self.model_type = vp_stage, config, ModelType.encoder_or_decoder
 
     def set_input_tensor(self, received: list[Tensor | None]) -> None:
-        """Called by the schedule: what the chunk before this one sent."""
+        """Set the output of the previous chunk; called by the schedule."""
         self.__dict__["stage"].receive(received[0])
 
     def forward(self, micro_batch: MicroBatch) -> Any:
-        """A micro-batch -> hidden states, or what it finishes with on the last chunk."""
+        """A micro-batch -> hidden states; on the last chunk the result of ``micro_batch.finish``."""
         engine = self.__dict__["engine"]
         output = engine(self.number, micro_batch)
         if self.__dict__["stage"].last:
@@ -68,9 +68,9 @@ class ModelChunk(nn.Module):
 
 
 def run(model_chunks: list[ModelChunk], micro_batches: list[MicroBatch], forward_only: bool) -> list[Any]:
-    """All micro-batches forward, and backward too unless ``forward_only``; gradients stay in the engine.
+    """Run all micro-batches forward, and backward unless ``forward_only``; gradients accumulate in the engine.
 
-    Returns what each collected, in order; nothing but on the last stage.
+    Returns the collected outputs of each micro-batch, in order, on the last stage; an empty list on the others.
     """
     length = max(each.batch.length for each in micro_batches)
     padded = [replace(each, batch=each.batch.padded_to(length)) for each in micro_batches]

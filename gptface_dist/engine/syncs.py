@@ -1,4 +1,4 @@
-"""How often steps make the host wait for the GPU."""
+"""Count of host-device synchronisations in optimizer steps."""
 
 import warnings
 from collections.abc import Iterable
@@ -10,18 +10,18 @@ from gptface_dist.engine.engine import Engine
 from gptface_dist.sequence import PaddedBatch
 
 WORDS = "called a synchronizing CUDA operation"
-"""PyTorch's warning, once for each time."""
+"""Start of PyTorch's warning, issued at each synchronisation."""
 
 
 def synchronisations(engine: Engine, steps: Iterable[list[PaddedBatch[Tensor]]]) -> int:
-    """Do an optimizer step on each of the micro-batches, and count how often PyTorch waited for the GPU meanwhile.
+    """Do an optimizer step on each list of micro-batches, and count the synchronisations that PyTorch reports meanwhile.
 
-    Needs CUDA. PyTorch counts copies and reads of values; not its collectives, nor ``torch.cuda.synchronize``, which
-    megatron-core calls between pipeline stages. Batches must be on the GPU already. The first step of an engine may wait more
-    often than the later ones.
+    Needs CUDA, with batches on the GPU. PyTorch reports copies and reads of values, but neither collectives nor
+    ``torch.cuda.synchronize``, which megatron-core calls between pipeline stages. The first step of an engine may synchronise
+    more often than later ones.
     """
     before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as found:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
@@ -29,4 +29,4 @@ def synchronisations(engine: Engine, steps: Iterable[list[PaddedBatch[Tensor]]])
                 engine.step(batches)
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    return sum(WORDS in str(warning.message) for warning in found)
+    return sum(WORDS in str(warning.message) for warning in caught)

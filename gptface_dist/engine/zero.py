@@ -13,17 +13,17 @@ from gptface_dist.engine import deepspeed_patches
 from gptface_dist.parallel.layout import Layout
 
 PER_STEP = 10**15
-"""A persistence threshold above every parameter: ZeRO-3 then gathers weights once a step."""
+"""Persistence threshold above the size of every parameter: ZeRO-3 then gathers weights once a step."""
 
 
 def shard(chunks: nn.Module, adam: torch.optim.Optimizer, layout: Layout, clip: float, dtype: torch.dtype) -> Any:
-    """DeepSpeed's engine for ZeRO stage 1, 2 or 3. ``adam`` has the parameters of ``chunks``."""
+    """Wrap ``chunks`` in DeepSpeed's engine at ZeRO stage 1, 2 or 3; ``adam`` must have the parameters of ``chunks``."""
     zero: dict[str, Any] = {"stage": layout.zero, "overlap_comm": False}
     if not layout.reshard_after_forward:
         zero |= {"stage3_param_persistence_threshold": PER_STEP, "stage3_model_persistence_threshold": PER_STEP}
     else:
-        # Every use gathers, and nothing is kept for the next: DeepSpeed would keep and fetch ahead by the order in which
-        # modules ran before, which under a pipeline does not hold.
+        # Gather at each use, without reuse or prefetch: DeepSpeed plans both by the order in which modules ran before, which
+        # changes under a pipeline.
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
     if layout.zero == 3:
         deepspeed_patches.scope_trace_check(groups.get_data_parallel_group())
@@ -35,12 +35,12 @@ def shard(chunks: nn.Module, adam: torch.optim.Optimizer, layout: Layout, clip: 
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
-                # The schedule owns micro-batches; nothing is divided behind our back.
+                # The schedule owns micro-batches: DeepSpeed must not divide losses by their number.
                 "managed_gradient_accumulation": False,
                 "zero_optimization": zero,
                 "gradient_clipping": clip,
                 "bf16": {"enabled": dtype == torch.bfloat16},
-                # Gradients of all micro-batches and replicas are added in float32, whatever they are computed in.
+                # Accumulate and reduce gradients in float32, whatever their dtype.
                 "data_types": {"grad_accum_dtype": "fp32"},
                 "communication_data_type": "fp32",
                 "zero_allow_untested_optimizer": True,
@@ -53,7 +53,7 @@ def shard(chunks: nn.Module, adam: torch.optim.Optimizer, layout: Layout, clip: 
 
 
 class _Groups:
-    """megatron-core's process groups under the names that DeepSpeed asks for (``mpu``)."""
+    """megatron-core's process groups under DeepSpeed's names (its ``mpu`` argument)."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("get_model_parallel"):

@@ -1,4 +1,4 @@
-"""Which attention runs: PyTorch's, or ours in FP8, by device and length."""
+"""Choice of the attention kernel: PyTorch's, or ours in FP8, by device and sequence length."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -23,22 +23,22 @@ HOPPER_BACKENDS = (
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 )
-"""What computes PyTorch's attention on a Hopper GPU: the first that can. PyTorch itself would ask FlashAttention first, which
-takes no mask and, as others measured it, is slower there (huggingface/transformers#48163)."""
+"""Backends of PyTorch's attention on a Hopper GPU, in order of preference. PyTorch's own order begins with FlashAttention,
+which takes no mask and, as others measured it, is slower there (huggingface/transformers#48163)."""
 
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """Which attention computes in training; what it computes is the same but for rounding."""
+    """Choice of the attention kernel in training; kernels differ in rounding only."""
 
     kernel: str = "auto"
     """``sdpa``: PyTorch's fused attention in the precision of the activations. ``fp8``: ours, with products in FP8; on a
     CPU the same roundings in plain PyTorch, to study, not to save time. ``auto``: ``fp8`` where it is known to be faster."""
     fp8_from: int | None = None
-    """Fewest tokens of a padded sequence from which ``auto`` takes FP8 on a Hopper GPU, as ``gptface bench attention`` finds
-    it there; null: it never does. No crossover has been measured yet, hence the default."""
+    """Shortest padded sequence, in tokens, for which ``auto`` takes FP8 on a Hopper GPU, as ``gptface bench attention``
+    measures it there; null: never. No crossover has been measured yet, hence the default."""
     fp8: Fp8Options = field(default_factory=Fp8Options)
-    """The FP8 recipe."""
+    """Rounding, scaling and smoothing of the FP8 kernels."""
 
     def __post_init__(self) -> None:
         check_one_of("engine.attention.kernel", self.kernel, KERNELS)
@@ -46,7 +46,7 @@ class AttentionOptions:
             raise UserError(f"engine.attention.fp8_from must be at least 1 or null, got {self.fp8_from}")
 
     def check(self, head_size: int, dropout: float) -> None:
-        """:class:`UserError` where FP8 is asked for and the model has what it cannot do."""
+        """Raise :class:`UserError` if ``kernel`` is ``fp8`` and the FP8 kernels do not support the model."""
         if self.kernel != "fp8":
             return
         if head_size > HEAD_SIZES[-1]:
@@ -56,11 +56,11 @@ class AttentionOptions:
 
     @property
     def may_be_fp8(self) -> bool:
-        """Whether some tensors are attended to in FP8."""
+        """Whether :meth:`in_fp8` can be true for any tensor."""
         return self.kernel == "fp8" or (self.kernel == "auto" and self.fp8_from is not None)
 
     def in_fp8(self, x: Tensor) -> bool:
-        """Whether tensors [B, L, N, D] like ``x`` are attended to in FP8."""
+        """Whether attention of tensors [B, L, N, D] with the dtype, shape and device of ``x`` runs in FP8."""
         if self.kernel != "auto" or self.fp8_from is None or not x.is_cuda:
             return self.kernel == "fp8"
         fits = x.dtype == torch.bfloat16 and x.shape[-1] in HEAD_SIZES and x.shape[1] >= self.fp8_from
@@ -72,8 +72,8 @@ def attend(
 ) -> Tensor:
     """softmax(Q K^T / sqrt(D)) V of [B, L, N, D] tensors, without dropout; ``norm`` is applied to Q and K first.
 
-    ``attn_mask`` bool [B, 1, 1, L]: which tokens may be attended to; those of a sequence stand before its padding. None: all.
-    Returns [B, L, N, D]; what it holds at padding differs between the kernels and has no influence.
+    ``attn_mask`` bool [B, 1, 1, L]: true at tokens, which precede the padding of their sequence. None: no padding.
+    Returns [B, L, N, D]; values at padded positions differ between the kernels and must not be used.
     """
     if options.in_fp8(q):
         return fp8_attention(q, k, v, Sequences.padded(lengths(q, attn_mask), q.shape[1]), options.fp8, norm)
@@ -83,14 +83,14 @@ def attend(
 
 
 def lengths(q: Tensor, attn_mask: Tensor | None) -> Tensor:
-    """Int [B]: tokens that may be attended to of each sequence of [B, L, N, D], by the mask of :func:`attend`."""
+    """Int [B]: tokens without padding of each sequence of ``q`` [B, L, N, D], by the mask of :func:`attend`."""
     if attn_mask is None:
         return torch.full((q.shape[0],), q.shape[1], dtype=torch.int32, device=q.device)
     return attn_mask.sum(-1).flatten()
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
-    """PyTorch's attention of [B, L, N, D] tensors, as training calls it; ``attn_mask`` as in :func:`attend`. [B, L, N, D]."""
+    """PyTorch's attention of [B, L, N, D] tensors, as training calls it; ``attn_mask`` as in :func:`attend`."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     with sdpa_priority(q):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
@@ -98,7 +98,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
 
 
 def sdpa_priority(q: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Around PyTorch's attention of tensors like ``q``: :data:`HOPPER_BACKENDS` where they are better than PyTorch's order."""
+    """Context for PyTorch's attention of tensors like ``q``: prefers :data:`HOPPER_BACKENDS` in half precision on Hopper."""
     half = q.dtype in (torch.bfloat16, torch.float16)
     if q.is_cuda and half and torch.cuda.get_device_capability(q.device) == HOPPER:
         return sdpa_kernel(list(HOPPER_BACKENDS), set_priority=True)

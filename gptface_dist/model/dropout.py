@@ -1,9 +1,9 @@
-"""Dropout whose choices are a function of what is dropped alone: no layout, recomputation or restart changes them.
+"""Stateless dropout: the mask depends on what is dropped alone, so no layout, recomputation or restart changes it.
 
-Whether an element is kept is decided by a hash of (seed, step, number of the sequence in the global batch, layer, site,
-position, element). So a shard of a sequence or of heads computes its part of the whole model's choices without drawing the
-rest, no random state is there to be saved, and CPUs and GPUs choose alike. It costs some twenty integer operations an element:
-more than torch's own dropout, and nothing where the probability is 0.
+A hash of (seed, step, number of the sequence in the global batch, layer, site, position, element) decides whether an element
+is kept. A shard of a sequence or of heads thus computes its part of the whole model's mask without drawing the rest,
+checkpoints save no random state, and CPUs and GPUs agree. It costs some twenty integer operations an element: more than
+torch's own dropout, and nothing where the probability is 0.
 """
 
 import math
@@ -17,15 +17,15 @@ from gptface_dist.hashing import stable_hash
 _WORD = 0xFFFFFFFF
 _STRIDE = 0x9E3779B1
 EMBEDDINGS, WEIGHTS, ATTENTION, FEED_FORWARD = range(4)
-"""Sites of dropout: on embeddings, on attention weights, and on what attention and feed-forward network add."""
+"""Sites of dropout: embeddings, attention weights, and the outputs of attention and of the feed-forward network."""
 
 
 @dataclass(frozen=True)
 class Masks:
-    """The choices for one micro-batch."""
+    """Dropout masks of one micro-batch in one layer."""
 
     seed: int
-    """Of the run."""
+    """Seed of the run."""
     step: int
     """Optimizer steps done before this one."""
     first: int
@@ -34,14 +34,14 @@ class Masks:
     """Global number of the layer; :data:`EMBEDDINGS` are dropped as part of layer 0."""
 
     def of_layer(self, layer: int) -> "Masks":
-        """The choices for another layer."""
+        """Masks of the same micro-batch in another layer (global number)."""
         return replace(self, layer=layer)
 
     def keep(self, chance: float, site: int, sequences: Tensor, *rows: Tensor, elements: int) -> Tensor:
-        """Bool [.., elements]: what is kept, each with probability ``1 - chance``.
+        """Bool [.., elements]: true at kept elements, each with probability ``1 - chance``.
 
-        ``sequences`` int64 are numbers within the micro-batch; with the other ``rows`` (positions, heads) they broadcast to
-        the leading axes.
+        ``sequences`` int64 number the sequences within the micro-batch; with the other ``rows`` (positions, heads) they
+        broadcast to the leading axes.
         """
         key = stable_hash(f"{self.seed} {self.step} {self.layer} {site}", 4)
         state = _mix(((sequences + self.first) * _STRIDE + key) & _WORD)
@@ -51,14 +51,14 @@ class Masks:
         return _mix((state.unsqueeze(-1) + last) & _WORD) >= round(chance * 2**32)
 
     def drop(self, x: Tensor, chance: float, site: int, sequences: Tensor, *rows: Tensor) -> Tensor:
-        """``x`` [.., elements] with the elements that are not kept at zero, and the others scaled by ``1 / (1 - chance)``."""
+        """Zero the dropped elements of ``x`` [.., elements] and scale the kept ones by ``1 / (1 - chance)``."""
         kept = self.keep(chance, site, sequences, *rows, elements=x.shape[-1])
         return torch.where(kept, x * (1 / (1 - chance)), 0.0)
 
     def hidden(self, x: Tensor, chance: float, site: int, sequence_axis: int, start: int = 0) -> Tensor:
         """Dropout of hidden states: [B, L, H] with ``sequence_axis`` 0, [L, B, H] with 1.
 
-        ``start``: the position of the first of the L, for a part of the sequence.
+        ``start``: position of the first of the L, where ``x`` is a part of the sequence.
         """
         if chance == 0:
             return x
@@ -69,9 +69,9 @@ class Masks:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, chance: float, masks: Masks, head: int = 0) -> Tensor:
-    """Attention with dropout of its weights, which no fused kernel draws as we do.
+    """Attention with dropout of its weights by ``masks``, which no fused kernel supports.
 
-    [B, N, L, D] each, bool [B, 1, 1, L] of tokens that may be attended to (None: all) -> [B, N, L, D]. ``head``: number of the
+    [B, N, L, D] each, bool [B, 1, 1, L] that is false at padding (None: no padding) -> [B, N, L, D]. ``head``: number of the
     first of the N heads. The softmax is in float32.
     """
     scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])

@@ -1,7 +1,7 @@
-"""Model FLOPs of a step, and what share of the device's peak they are.
+"""Model FLOPs of a step, and the peak FLOP/s of devices.
 
-A multiply-add is 2 FLOPs. Counted are the matrix products that the model defines, on tokens that are not padding, with a
-backward pass of twice the forward pass; recomputed activations, norms, softmaxes and the optimizer are not counted
+A multiply-add is 2 FLOPs. The count includes the matrix products that the model defines, on tokens without padding, and takes a
+backward pass for twice the forward pass; it excludes recomputed activations, norms, softmaxes and the optimizer
 (Chowdhery et al. 2022, appendix B, for what MFU leaves out).
 """
 
@@ -23,18 +23,18 @@ TFLOPS = {
 
 @dataclass(frozen=True)
 class Work:
-    """What a step had to compute; numbers of several micro-batches and ranks add up."""
+    """Size of a step's computation; sizes of several micro-batches and ranks add up."""
 
     tokens: int
     """Tokens, without padding."""
     pairs: int
-    """Sum over sequences of their length squared: the pairs of tokens that attention looks at."""
+    """Sum over sequences of their length squared: the query-key pairs of attention."""
     counts: tuple[int, ...]
     """Items of each of the objective's terms."""
 
 
 def transformer_flops(options: ModelOptions, work: Work) -> int:
-    """FLOPs of the layers' forward pass; heads are the objective's (``Objective.head_flops``).
+    """FLOPs of the layers' forward pass, without the heads (``Objective.head_flops``).
 
     Per token and layer ``8 H^2`` (queries, keys, values, projection) and ``4 H F`` (``6 H F`` with swiglu); per pair of
     tokens and layer ``4 H`` (scores, weighted values).
@@ -45,5 +45,5 @@ def transformer_flops(options: ModelOptions, work: Work) -> int:
 
 
 def peak_tflops(device: str, dtype: str) -> float | None:
-    """Dense peak of a device by CUDA's name for it and the precision of its matrix products; None where not known."""
+    """Dense peak of a device by CUDA's name for it and the precision of its matrix products; None if unknown."""
     return TFLOPS.get(device, {}).get(dtype)

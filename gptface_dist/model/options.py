@@ -1,4 +1,4 @@
-"""The size and form of a model."""
+"""Options of a model: sizes, activation, dropout, initialisation."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ ACTIVATIONS = ("gelu", "swiglu")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The size and form of a model; its vocabulary comes from the tokenizers."""
+    """Size and form of a model; its vocabulary comes from the tokenizers."""
 
     layers: int = 12
     """Transformer layers."""
@@ -20,7 +20,7 @@ class ModelOptions:
     ffn: int = 3072
     """Width inside the feed-forward network."""
     activation: str = "gelu"
-    """``gelu`` (exact), or ``swiglu``: silu(gate) * up, which has half as much weight again for the same ``ffn``."""
+    """``gelu`` (exact), or ``swiglu``: silu(gate) * up, with 1.5 times the weights for the same ``ffn``."""
     qk_norm: bool = False
     """Normalise queries and keys of each head (LayerNorm over the head size) before attention."""
     text_positions: int = 128
@@ -36,7 +36,7 @@ class ModelOptions:
     norm_eps: float = 1e-5
     """Added to the variance in every norm."""
     init_std: float = 0.02
-    """Standard deviation of initial weights; those that write into the residual stream get ``init_std / sqrt(2 layers)``."""
+    """Standard deviation of initial weights; output projections into the residual stream get ``init_std / sqrt(2 layers)``."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "ffn", "text_positions", "rows", "columns"):

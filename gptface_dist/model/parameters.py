@@ -1,7 +1,7 @@
-"""The one table of parameters: global name and shape, initial value, and where each lives in a layout.
+"""The table of parameters: global name and shape, initial value, weight decay, and placement in a layout.
 
-Names and shapes are those of the plain model. Everything that must know about shards (initialisation, checkpoints,
-conversion, the parity check) asks here.
+Names and shapes are those of the plain model. Initialisation, checkpoints, conversion and the parity check all derive shards
+from this table.
 """
 
 import re
@@ -20,70 +20,70 @@ LAYER = re.compile(r"layers\.(\d+)\.")
 
 @dataclass(frozen=True)
 class TensorParallelSharding:
-    """How tensor parallelism divides a parameter: rank ``t`` of ``T`` has the ``t``-th of ``T`` ranges along ``axis``."""
+    """Tensor-parallel sharding of a parameter: rank ``t`` of ``T`` holds the ``t``-th of ``T`` ranges along ``axis``."""
 
     axis: int
-    """The axis that is divided."""
+    """Axis that is sharded."""
     parts: int = 1
-    """Equal parts that are divided one by one and joined again: 2 for the fused gate and value of swiglu."""
+    """Equal parts along the axis, each sharded on its own: 2 for the fused gate and value of swiglu."""
 
     def shard(self, whole: Tensor, rank: int, size: int) -> Tensor:
-        """The shard of one rank, [.., ceil(n / size), ..] along the axis; rows beyond the whole (words only) are zero."""
-        pieces = []
+        """One rank's shard of a whole tensor, [.., ceil(n / size), ..] along the axis; padding rows (words only) are zero."""
+        chunks = []
         for part in whole.chunk(self.parts, self.axis):
             each = -(-part.shape[self.axis] // size)
             start = min(rank * each, part.shape[self.axis])
-            piece = part.narrow(self.axis, start, min(each, part.shape[self.axis] - start))
-            missing = list(piece.shape)
-            missing[self.axis] = each - missing[self.axis]
-            pieces.append(torch.cat([piece, piece.new_zeros(missing)], self.axis))
-        return torch.cat(pieces, self.axis)
+            chunk = part.narrow(self.axis, start, min(each, part.shape[self.axis] - start))
+            padding = list(chunk.shape)
+            padding[self.axis] = each - padding[self.axis]
+            chunks.append(torch.cat([chunk, chunk.new_zeros(padding)], self.axis))
+        return torch.cat(chunks, self.axis)
 
     def spans(self, length: int, rank: int, size: int) -> list[tuple[int, int, int]]:
-        """Where a shard's rows along the axis stand in the whole of ``length`` rows: (first in the shard, first in the
-        whole, how many), one for each part that has any. Rows of the shard in none of them are padding.
+        """Map a shard's rows along the axis to the whole of ``length`` rows: (first in the shard, first in the whole, how
+        many) for each part with rows on this rank. Other rows of the shard are padding.
         """
         part = length // self.parts
         each = -(-part // size)
-        here = min(each, part - rank * each)
-        return [(number * each, number * part + rank * each, here) for number in range(self.parts) if here > 0]
+        local = min(each, part - rank * each)
+        return [(number * each, number * part + rank * each, local) for number in range(self.parts) if local > 0]
 
     def join(self, shards: list[Tensor], shape: tuple[int, ...]) -> Tensor:
-        """The whole, of ``shape``, of all ranks' shards in rank order."""
-        pieces = [shard.chunk(self.parts, self.axis) for shard in shards]
-        whole = torch.cat([piece[part] for part in range(self.parts) for piece in pieces], self.axis)
+        """Concatenate all ranks' shards, in rank order, to the whole of ``shape``; padding is dropped."""
+        chunks = [shard.chunk(self.parts, self.axis) for shard in shards]
+        whole = torch.cat([parts[number] for number in range(self.parts) for parts in chunks], self.axis)
         return whole.narrow(self.axis, 0, shape[self.axis])
 
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """One parameter of the model."""
+    """Entry of the table: one parameter of the model."""
 
     name: str
     """Global name: that of the plain model."""
     shape: tuple[int, ...]
-    """Global shape."""
+    """Shape in the plain model: whole, without padding."""
     layer: int | None
     """Global layer it belongs to; None for embeddings (first stage) and heads (last stage)."""
     sharding: TensorParallelSharding | None
-    """How tensor parallelism divides it; None where every rank has all of it."""
+    """Tensor-parallel sharding; None for a parameter that every tensor-parallel rank holds whole."""
     std: float | None
-    """Standard deviation of its initial values; None where they are all ``constant``."""
+    """Standard deviation of its normal initial values; None if they are all ``constant``."""
     constant: float
-    """Its initial value where ``std`` is None."""
+    """Initial value if ``std`` is None."""
     decay: bool
-    """Whether weight decay applies: not to norms, biases, other constants and embeddings."""
+    """Whether weight decay applies: true but for norms, biases, other constants and embeddings."""
     tied: bool
-    """Whether it is the word embeddings of a model that predicts tokens: output weights too."""
+    """Whether it is the word embeddings of a model that predicts tokens, hence also the output weights."""
 
     @property
     def on_first_stage(self) -> bool:
-        """Whether the first pipeline stage has it because it embeds tokens."""
+        """Whether the first pipeline stage holds it: an embedding."""
         return self.name.startswith("embeddings.")
 
     @property
     def on_last_stage(self) -> bool:
-        """Whether the last pipeline stage has it because it predicts; tied embeddings are on both."""
+        """Whether the last pipeline stage holds it: part of a head or the final norm, or tied (then on both stages)."""
         return self.tied or (self.layer is None and not self.on_first_stage)
 
     def initial(self, seed: int) -> Tensor:
@@ -96,7 +96,7 @@ class ParameterSpec:
 
 
 def tensor_parallel_sharding(name: str, options: ModelOptions) -> TensorParallelSharding | None:
-    """How tensor parallelism divides a parameter (Shoeybi et al. 2019): columns first, then rows."""
+    """Sharding by global name (Shoeybi et al. 2019: first linear layer by columns, second by rows); None: replicated."""
     if name == "embeddings.word.weight" or name == "token_head.bias":
         return TensorParallelSharding(0)
     tail = LAYER.sub("", name)
@@ -110,16 +110,16 @@ def tensor_parallel_sharding(name: str, options: ModelOptions) -> TensorParallel
 
 
 def parameters(model: Transformer) -> Iterator[ParameterSpec]:
-    """Every parameter of a plain model, which may be on torch's meta device, in its order."""
+    """Entries of all parameters of a plain model, in its order; the model may be on torch's meta device."""
     for name, tensor in model.named_parameters():
-        found = LAYER.match(name)
+        layer = LAYER.match(name)
         owner, _, key = name.rpartition(".")
         declared = getattr(model.get_submodule(owner), "initial_values", {})
         std = None if key in declared else initial_std(name, model.options)
         yield ParameterSpec(
             name=name,
             shape=tuple(tensor.shape),
-            layer=int(found.group(1)) if found else None,
+            layer=int(layer.group(1)) if layer else None,
             sharding=tensor_parallel_sharding(name, model.options),
             std=std,
             constant=declared.get(key, 0.0 if key == "bias" else 1.0),
@@ -129,7 +129,7 @@ def parameters(model: Transformer) -> Iterator[ParameterSpec]:
 
 
 def initialise(model: Transformer, seed: int) -> None:
-    """Give a plain model its initial values."""
+    """Fill a plain model with :meth:`ParameterSpec.initial`, in place."""
     with torch.no_grad():
         for parameter in parameters(model):
             model.get_parameter(parameter.name).copy_(parameter.initial(seed))

@@ -1,8 +1,8 @@
-"""GPTFace in plain PyTorch, to be read in one sitting: what a release holds, and the truth that layouts are tested against.
+"""GPTFace in plain PyTorch, to be read in one sitting: releases hold it, and the parity check compares layouts with it.
 
 A reconstruction of the model of Li et al. (arXiv 2510.18345), whose sizes and hyper-parameters are not public. One
-bidirectional pre-norm transformer reads ``[CLS] text [SEP] image [SEP]``. Masked tokens are predicted over their own
-modality's ids; [CLS] says whether image and text belong together.
+bidirectional pre-norm transformer reads ``[CLS] text [SEP] image [SEP]``. It predicts masked tokens over the ids of their own
+modality, and from [CLS] whether image and text belong together.
 
 Letters of shapes: B sequences, L tokens (padded), H hidden width, N heads, D head size, F feed-forward width, V ids,
 M masked tokens.
@@ -23,7 +23,7 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
 class Embeddings(nn.Module):
-    """Word + segment + position: the place in the text, or row and column in the image."""
+    """Sum of word, segment and position embeddings; the position is an index in the text, or row and column in the image."""
 
     def __init__(self, vocabulary_size: int, options: ModelOptions):
         super().__init__()
@@ -37,7 +37,7 @@ class Embeddings(nn.Module):
         """Int64 [B, L], [B, L], [B, L, 2] -> [B, L, H]."""
         image = (segments == IMAGE).unsqueeze(-1)
         first, second = positions.unbind(-1)
-        # Each table is asked for index 0 where the other kind of position counts; the choice drops that row's gradient.
+        # Each table looks up index 0 for the other kind of token; `where` then drops the value and its gradient.
         zero = torch.zeros_like(first)
         text_position = self.text_position(torch.where(image[..., 0], zero, first))
         row, column = (table(torch.where(image[..., 0], p, zero)) for table, p in ((self.row, first), (self.column, second)))
@@ -45,7 +45,7 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and feed-forward network, each added to the residual stream."""
+    """Transformer layer: pre-norm attention and feed-forward network, each added to the residual stream."""
 
     def __init__(self, options: ModelOptions):
         super().__init__()
@@ -59,12 +59,12 @@ class Layer(nn.Module):
             self.k_norm = nn.LayerNorm(options.head_size, eps)
         self.out_proj = nn.Linear(hidden, hidden)
         self.mlp_norm = nn.LayerNorm(hidden, eps)
-        # swiglu: the first half of the rows is the gate, the second what it lets through.
+        # swiglu: the first half of the rows is the gate, the second the gated value.
         self.mlp_in = nn.Linear(hidden, options.ffn * (2 if options.activation == "swiglu" else 1))
         self.mlp_out = nn.Linear(options.ffn, hidden)
 
     def forward(self, x_BLH: Tensor, attn_mask: Tensor, masks: Masks | None = None) -> Tensor:
-        """[B, L, H] -> [B, L, H]; ``attn_mask`` bool [B, 1, 1, L]: tokens that may be attended to (no padding)."""
+        """[B, L, H] -> [B, L, H]; ``attn_mask`` bool [B, 1, 1, L]: false at padding."""
         attended = self.out_proj(self._attend(self.attention_norm(x_BLH), attn_mask, masks))
         x_BLH = x_BLH + self._dropout(attended, ATTENTION, masks)
         added = self.mlp_out(self._activate(self.mlp_in(self.mlp_norm(x_BLH))))
@@ -122,14 +122,14 @@ class ITMHead(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeddings, layers and final norm, with the heads that an objective asks for.
+    """Embeddings, layers and final norm, with the heads of an objective.
 
     Args:
         options: size and form.
-        vocabulary: the joint ids.
-        heads: further modules, by the name that they get here; all of them see features alone.
-        token_head: whether tokens are predicted.
-        inputs: further modules for the input, which become those of ``embeddings``.
+        vocabulary: joint ids of text and image.
+        heads: modules on top of the features, by attribute name.
+        token_head: whether to add a :class:`TokenHead` tied to the word embeddings.
+        inputs: further modules of ``embeddings``, by attribute name.
     """
 
     def __init__(
@@ -157,12 +157,12 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Int64 [B, L], [B, L], [B, L, 2], [B] -> features [B, L, H]. Tokens from ``lengths`` on are padding.
 
-        ``masks`` choose what dropout drops in training; torch's random generator does without them.
+        In training, dropout follows ``masks``, or torch's random generator without them.
         """
         return self.encode(self.embeddings(tokens, segments, positions), lengths, masks)
 
     def encode(self, x_BLH: Tensor, lengths: Tensor, masks: Masks | None = None) -> Tensor:
-        """Embeddings [B, L, H], int64 [B] -> features [B, L, H]: :meth:`forward` for those who mix embeddings of their own."""
+        """Embeddings [B, L, H], int64 [B] -> features [B, L, H]: :meth:`forward` without the lookup."""
         attn_mask = torch.arange(x_BLH.shape[1], device=x_BLH.device) < lengths.unsqueeze(1)
         dropout = self.options.hidden_dropout if self.training else 0.0
         x_BLH = hidden_dropout(x_BLH, dropout, EMBEDDINGS, masks)
@@ -180,14 +180,14 @@ class Transformer(nn.Module):
 
 
 class GPTFace(Transformer):
-    """The model of the paper: a transformer that predicts masked tokens, and whether image and text belong together."""
+    """The model of the paper: a transformer with heads for masked tokens and for image-text matching (ITM)."""
 
     def __init__(self, options: ModelOptions, vocabulary: Vocabulary):
         super().__init__(options, vocabulary, self.heads(options), token_head=True)
 
     @staticmethod
     def heads(options: ModelOptions) -> dict[str, nn.Module]:
-        """Its head beside that for tokens."""
+        """Heads beside the token head, by attribute name."""
         return {"itm_head": ITMHead(options)}
 
     def itm_logits(self, x_BLH: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class GPTFace(Transformer):
 
 
 def hidden_dropout(x_BLH: Tensor, chance: float, site: int, masks: Masks | None) -> Tensor:
-    """Dropout of hidden states [B, L, H]."""
+    """Dropout of hidden states [B, L, H] by ``masks``, or by torch's random generator without them."""
     return F.dropout(x_BLH, chance) if masks is None else masks.hidden(x_BLH, chance, site, sequence_axis=0)
 
 

@@ -1,4 +1,4 @@
-"""A fixed batch of sequences whose outputs are recorded, so that two models can be compared."""
+"""A fixed batch of sequences: its recorded outputs tell whether two models compute the same."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,15 +12,15 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 SEQUENCES = 4
 ROWS = 8
-"""Tokens of each modality, in each sequence, whose logits are recorded (fewer where it has fewer)."""
+"""Tokens with recorded logits in each sequence and modality, at most."""
 
 
 @dataclass(frozen=True)
 class ReferenceBatch(PaddedBatch[Tensor]):
-    """Sequences, and tokens of theirs whose logits are recorded."""
+    """Padded sequences, with a choice of tokens whose logits are recorded."""
 
     labels: Tensor = field(metadata={"pad": IGNORE})
-    """int64 [B, L]: an id of the modality whose logits are asked for at this token, ``sequence.IGNORE`` elsewhere."""
+    """Int64 [B, L]: an id of the modality whose logits are recorded at this token, ``sequence.IGNORE`` elsewhere."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -29,7 +29,7 @@ class ReferenceBatch(PaddedBatch[Tensor]):
         return rows, columns
 
     def asked(self, ids: range) -> Tensor:
-        """Bool [B, L]: tokens whose logits over ``ids`` are recorded. Their order is that of ``features[asked]``."""
+        """Bool [B, L]: tokens whose logits over ``ids`` are recorded, in the order of ``features[asked]``."""
         return (self.labels >= ids.start) & (self.labels < ids.stop)
 
 
@@ -42,8 +42,8 @@ def reference_batch(
         vocabulary: the joint ids.
         grid: rows and columns of image codes.
         text_length: longest caption in tokens.
-        pad_to_multiple_of: what the padded length is a multiple of (sequence parallelism asks for that).
-        seed: of ids and of what is masked.
+        pad_to_multiple_of: divisor of the padded length; sequence parallelism needs the tensor-parallel size.
+        seed: of token ids and masking.
     """
     rng, layout = np.random.default_rng(seed), SequenceLayout(vocabulary, grid)
     captions = [max(1, round(text_length * share)) for share in np.linspace(0, 1, SEQUENCES)]
@@ -55,12 +55,12 @@ def reference_batch(
         tokens = arrays["tokens"][row]
         for place, ids in zip(places, (vocabulary.text_range, vocabulary.image_range), strict=True):
             count = place.stop - place.start
-            where = place.start + np.arange(count)
-            tokens[where] = rng.integers(ids.start, ids.stop, size=count)
-            asked = place.start + np.sort(rng.choice(count, size=min(ROWS, count), replace=False))
-            labels[row, asked] = tokens[asked]
-            hidden = rng.random(count) < row / (SEQUENCES - 1)
-            tokens[where[hidden]] = vocabulary.mask_id
+            positions = place.start + np.arange(count)
+            tokens[positions] = rng.integers(ids.start, ids.stop, size=count)
+            recorded = place.start + np.sort(rng.choice(count, size=min(ROWS, count), replace=False))
+            labels[row, recorded] = tokens[recorded]
+            masked = rng.random(count) < row / (SEQUENCES - 1)
+            tokens[positions[masked]] = vocabulary.mask_id
     arrays |= {"labels": labels, "lengths": np.array([layout.length(caption) for caption in captions])}
     tensors: dict[str, Any] = {name: torch.as_tensor(array.astype(np.int64)) for name, array in arrays.items()}
     return ReferenceBatch(**tensors, padded=True)

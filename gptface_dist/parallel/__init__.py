@@ -1,1 +1,1 @@
-"""How the model is laid out over processes: megatron-core's layers and process groups, and the table of legal layouts."""
+"""Placement of the model over processes: megatron-core's layers and process groups, and the table of legal layouts."""

@@ -1,4 +1,4 @@
-"""Starting and ending the process groups of a layout."""
+"""Creation and destruction of the process groups of a layout."""
 
 import datetime
 import gc
@@ -19,10 +19,10 @@ from gptface_dist.parallel.layout import Layout
 
 
 def join(rank_info: RankInfo, store: Any, timeout_s: float) -> None:
-    """Form the world of all processes that meet in ``store``; without one, at the address of ``rank_info``. On GPUs, each
-    process takes its own (:func:`host.set_device`).
+    """Initialise the default process group by rendezvous in ``store``, or at the address of ``rank_info`` if None. On GPUs, set
+    the device of this process (:func:`host.set_device`).
 
-    :class:`UserError` where this process has no GPU, or one that another rank has too.
+    :class:`UserError` if this process has no GPU, or shares it with another rank.
     """
     host.set_device(rank_info.local_rank)
     rank_info.export()
@@ -32,10 +32,10 @@ def join(rank_info: RankInfo, store: Any, timeout_s: float) -> None:
 
 
 def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
-    """Process groups for a layout that was checked, in the world that was joined (:func:`join`)."""
+    """Create the process groups of a checked layout (``Layout.check``) in the joined world (:func:`join`), and seed torch."""
     libraries.patch_megatron_for_cpu()
-    # On CPUs DeepSpeed (0.19.8) would compile an all-reduce for inference first, for a minute, and where two installations
-    # share a home folder, again each time they take turns. Training never calls it.
+    # On CPUs DeepSpeed (0.19.8) would first compile an all-reduce for inference, which takes a minute, and again whenever two
+    # installations alternate in one home folder. Training never calls it.
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     deepspeed.init_distributed(host.backend(), timeout=datetime.timedelta(seconds=timeout_s), verbose=False)
     parallel_state.initialize_model_parallel(
@@ -50,13 +50,13 @@ def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
 
 
 def stop_layout() -> None:
-    """End the groups of a layout, whose engine is no longer used; the world stays."""
+    """Destroy the groups of a layout after its engine is closed; the default process group stays."""
     parallel_state.destroy_model_parallel()
-    # ZeRO-3 replaces this function for the whole process. With it, gradients arrive in another order; should only some
-    # ranks of a later layout have it, ZeRO-1 and -2, which reduce in the order of arrival, would mix parameters up.
+    # ZeRO-3 patches this function for the whole process, and gradients then arrive in another order. If only some ranks of a
+    # later layout kept the patch, ZeRO-1 and -2, which reduce in the order of arrival, would mix parameters up.
     torch.nn.functional.linear = torch._C._nn.linear
-    # megatron-core forgets its groups without ending them. There are some forty, gloo gives each its threads, and an engine
-    # that is garbage keeps them all.
+    # megatron-core drops its some forty groups without destroying them; each has gloo threads, and an uncollected engine
+    # references them all.
     gc.collect()
     for group in list(distributed_c10d._world.pg_map):
         if group is not dist.group.WORLD:
@@ -64,12 +64,12 @@ def stop_layout() -> None:
 
 
 def data() -> dist.ProcessGroup:
-    """The ranks that hold the same part of the model and read other data."""
+    """The data-parallel group: ranks with the same part of the model and different data."""
     return parallel_state.get_data_parallel_group()
 
 
 def stop() -> None:
-    """End the world; this process may start another one."""
+    """Destroy the default process group; this process may then join another world."""
     shutdown()
-    # DeepSpeed would take the ended world for a running one.
+    # DeepSpeed would otherwise assume that its communication is still initialised.
     deepspeed.comm.comm.cdb = None

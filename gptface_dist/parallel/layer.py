@@ -27,7 +27,7 @@ from gptface_dist.parallel.options import EngineOptions
 
 
 def megatron_config(options: ModelOptions, layout: Layout, engine: EngineOptions) -> TransformerConfig:
-    """What megatron-core is told of the model and layout; everything that needs CUDA or fuses away exactness is off."""
+    """megatron-core's configuration for model and layout; options that need CUDA or fuse away exactness are off."""
     dtype = engine.torch_dtype
     return TransformerConfig(
         num_layers=options.layers,
@@ -52,19 +52,19 @@ def megatron_config(options: ModelOptions, layout: Layout, engine: EngineOptions
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        # The stage's output passes through a view (the boundary to the engine), which deallocation would break.
+        # The stage's output is a view (deepspeed_patches.begin_backward), which deallocation would break.
         deallocate_pipeline_outputs=False,
         # gloo has no batched point-to-point calls.
         batch_p2p_comm=torch.cuda.is_available(),
-        # Our losses are divided by global counts already.
+        # The engine already divides losses by global counts.
         calculate_per_token_loss=True,
         **specs.megatron_options(engine),
     )
 
 
 class ReplicatedNorm(nn.Module):
-    """LayerNorm whose weights every tensor-parallel rank has. With sequence parallelism each applies them to a part of the
-    sequence, and their gradients are summed over the ranks in the backward pass, before the engine shards them.
+    """LayerNorm with weights replicated over tensor-parallel ranks. With sequence parallelism, each rank normalises a part of
+    the sequence, and the backward pass sums the weights' gradients over the ranks before the engine shards them.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, normalise: specs.Norm, **_: Any):
@@ -76,7 +76,7 @@ class ReplicatedNorm(nn.Module):
         self.partial = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., hidden_size] -> the same."""
+        """[..., hidden_size] -> [..., hidden_size]."""
         weight, bias = self.weight, self.bias
         if self.partial:
             weight, bias = copy_to_tensor_model_parallel_region(weight), copy_to_tensor_model_parallel_region(bias)
@@ -84,8 +84,8 @@ class ReplicatedNorm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """Weight and bias of the norm of queries or keys, which attention applies. Every tensor-parallel rank has them, for other
-    heads, so their gradients are summed over the ranks.
+    """Weight and bias of the norm of queries or keys, which attention applies. Tensor-parallel ranks replicate them and use
+    them on different heads, so the backward pass sums their gradients over the ranks.
     """
 
     def __init__(self, size: int, dtype: torch.dtype):
@@ -94,17 +94,17 @@ class HeadNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size, dtype=dtype))
 
     def forward(self) -> Tensor:
-        """[2, D]: a copy, since ZeRO-3 takes the parameters away again."""
+        """Weight and bias as [2, D]: a copy, since ZeRO-3 frees the parameters after use."""
         return copy_to_tensor_model_parallel_region(torch.stack([self.weight, self.bias]))
 
 
 class RowParallelBias:
-    """Before a row-parallel linear layer: its bias, added to a part of the sequence, gets the whole sequence's gradient."""
+    """Mixin of row-parallel linear layers: under sequence parallelism, sums the bias's gradient over tensor-parallel ranks."""
 
     config: TransformerConfig
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[L, B, K / tp] -> [L, B, H] ([L / tp, B, H]) and the bias to add."""
+        """[L, B, K / tp] -> [L, B, H] ([L / tp, B, H]) and the bias, not yet added."""
         output, bias = super().forward(x)  # type: ignore[misc]
         if bias is not None and self.config.sequence_parallel:
             bias = copy_to_tensor_model_parallel_region(bias)
@@ -112,15 +112,15 @@ class RowParallelBias:
 
 
 def checkpointed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """``function(*inputs)``, of which the backward pass keeps the inputs alone and computes the rest again.
+    """``function(*inputs)`` with activation checkpointing: keep the inputs only and recompute the rest in the backward pass.
 
-    It must not draw from a random generator: ours do not. megatron-core's own way saves CUDA's random states.
+    ``function`` must not draw random numbers: their state is not saved, unlike in megatron-core's own checkpointing.
     """
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class CoreAttention(nn.Module):
-    """Bidirectional attention of this rank's heads, QK-norm included; padding is not attended to."""
+    """Bidirectional attention of this rank's heads, with QK-norm and a mask of padding."""
 
     def __init__(self, config: TransformerConfig, options: AttentionOptions, qk_norm: bool, **_: Any):
         super().__init__()
@@ -129,13 +129,13 @@ class CoreAttention(nn.Module):
             self.q_norm, self.k_norm = (HeadNorm(config.kv_channels, config.params_dtype) for _ in range(2))
         self.qk_norm = qk_norm
         self.masks: Masks | None = None
-        """What dropout drops in the present micro-batch; None drops nothing."""
+        """Dropout masks of the present micro-batch; None: no dropout."""
         self.recompute = False
-        """Whether the backward pass attends again, rather than keep what attention computed."""
+        """Whether the backward pass recomputes attention."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
-        """[L, B, N, D] each, bool [B, 1, 1, L] of tokens that may be attended to (None: all) -> [L, B, N * D]."""
-        # Here, so that recomputation does not ask ZeRO-3 for the weights again.
+        """[L, B, N, D] each, bool [B, 1, 1, L] that is false at padding (None: no padding) -> [L, B, N * D]."""
+        # Outside of `_attend`: its recomputation would make ZeRO-3 gather the weights again.
         norm = QkNorm(self.q_norm(), self.k_norm(), self.eps) if self.qk_norm else None
         if self.recompute:
             return checkpointed(self._attend, query, key, value, attention_mask, self.masks, norm)
@@ -156,18 +156,18 @@ class CoreAttention(nn.Module):
 
 
 class BiasDropoutAdd:
-    """What a sublayer gives is added to the residual stream: its bias added first, and a part dropped.
+    """Adds a sublayer's output to the residual stream, after its bias and dropout.
 
-    megatron-core asks for this once a sublayer and calls what it gets.
+    megatron-core calls it once per sublayer and forward pass, and then the function that it returns.
     """
 
     def __init__(self, site: int, config: TransformerConfig):
         self.site, self.sequence_parallel = site, config.sequence_parallel
         self.masks: Masks | None = None
-        """What dropout drops in the present micro-batch; None drops nothing."""
+        """Dropout masks of the present micro-batch; None: no dropout."""
 
     def __call__(self, training: bool, fused: bool) -> Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]:
-        """The operation: ([L, B, H] ([L / tp, B, H]), bias), residual, chance of being dropped -> [L, B, H]."""
+        """Function of (output [L, B, H] ([L / tp, B, H]), bias), residual and dropout probability -> new residual [L, B, H]."""
         return self._add
 
     def _add(self, output: tuple[Tensor, Tensor | None], residual: Tensor, chance: float) -> Tensor:
@@ -180,27 +180,27 @@ class BiasDropoutAdd:
 
 
 class StageLayer(TransformerLayer):
-    """megatron-core's layer, told of each micro-batch's dropout."""
+    """megatron-core's layer with our dropout masks and recomputation."""
 
     recompute = "none"
-    """What the backward pass computes again: see :class:`gptface_dist.parallel.options.EngineOptions`."""
+    """Part that the backward pass recomputes: see :class:`gptface_dist.parallel.options.EngineOptions`."""
 
     def set_recompute(self, recompute: str) -> None:
-        """From the next forward pass on."""
+        """Set the part to recompute, from the next forward pass on."""
         self.recompute = recompute
         self.self_attention.core_attention.recompute = recompute == "attention"
 
     def forward(self, x: Tensor, attn_mask: Tensor | None, masks: Masks | None) -> Tensor:
-        """Hidden states [L, B, H] ([L / tp, B, H]), ``attn_mask`` as of :class:`CoreAttention` -> hidden states."""
+        """[L, B, H] ([L / tp, B, H]) -> the same; ``attn_mask`` as in :class:`CoreAttention`; no dropout without ``masks``."""
         if self.recompute == "layer":
             return checkpointed(self._run, x, attn_mask, masks)
         return self._run(x, attn_mask, masks)
 
     def _run(self, x: Tensor, attn_mask: Tensor | None, masks: Masks | None) -> Tensor:
-        # Here, so that the layer is told again when it runs again, after other micro-batches.
-        mine = None if masks is None else masks.of_layer(self.layer_number - 1)
+        # Inside of `_run`: recomputation comes after other micro-batches and sets the masks again.
+        layer_masks = None if masks is None else masks.of_layer(self.layer_number - 1)
         for part in (self.self_attention.core_attention, self.self_attn_bda, self.mlp_bda):
-            part.masks = mine
+            part.masks = layer_masks
         hidden, _ = super().forward(x, attention_mask=attn_mask)
         return hidden
 
@@ -215,11 +215,11 @@ LOCAL_NAMES = {
     "mlp.linear_fc1": "mlp_in",
     "mlp.linear_fc2": "mlp_out",
 }
-"""Names inside megatron-core's layer -> names inside the plain one."""
+"""Names in megatron-core's layer -> names in the plain model's layer."""
 
 
 def layer_spec(options: ModelOptions, config: TransformerConfig, engine: EngineOptions) -> ModuleSpec:
-    """megatron-core's layer with our norms and attention, and the linear layers that ``engine`` names."""
+    """megatron-core's layer with our norms and attention, and the linear layers of ``engine.spec``."""
     column, row = specs.linear_layers(engine.spec)
     output = type("OutputLinear", (RowParallelBias, row), {})
     normalise = {"normalise": specs.norm(engine.norm)}

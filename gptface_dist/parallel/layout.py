@@ -1,4 +1,4 @@
-"""How a run is laid out over processes: the one table of what may combine, and why not."""
+"""Layout of a run over processes, with every rule on which sizes may combine."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ ZERO_STAGES = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of the axes of parallelism. Ranks count tensor-parallel neighbours first, then data, then pipeline."""
+    """Sizes of the axes of parallelism. Rank order: tensor-parallel fastest, then data, then pipeline."""
 
     dp: int = 1
     """Data-parallel replicas."""
     tp: int = 1
-    """Tensor-parallel ranks a layer is cut into."""
+    """Tensor-parallel ranks that shard each layer."""
     pp: int = 1
     """Pipeline stages."""
     vpp: int = 1
-    """Model chunks a pipeline rank holds, visited in turn (interleaved 1F1B)."""
+    """Virtual pipeline stages: model chunks that a pipeline rank holds (interleaved 1F1B)."""
     sp: bool = False
-    """Sequence parallelism: between tensor-parallel regions, every rank holds a part of the sequence."""
+    """Sequence parallelism: between tensor-parallel linear layers, every rank holds a part of the sequence."""
     zero: int = 3
-    """What is sharded over data-parallel ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
+    """ZeRO stage, sharding over data-parallel ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
     reshard_after_forward: bool = True
     """With zero=3: free gathered weights after each use and gather them again for the next (least memory), or keep them until
     the optimizer has changed them (least traffic: one all-gather a step)."""
@@ -36,7 +36,7 @@ class Layout:
 
     @property
     def chunks(self) -> int:
-        """Model chunks the layers are divided into."""
+        """Number of model chunks, over all pipeline ranks and virtual stages."""
         return self.pp * self.vpp
 
     def __str__(self) -> str:
@@ -46,19 +46,19 @@ class Layout:
         return " x ".join(parts)
 
     def layers_of(self, chunk: int, layers: int) -> range:
-        """Global layers of model chunk ``chunk`` (0 = first in the model); earlier chunks take what does not divide."""
+        """Global layers of model chunk ``chunk`` (0 = first in the model); a remainder goes to the first chunks."""
         each, more = divmod(layers, self.chunks)
         start = chunk * each + min(chunk, more)
         return range(start, start + each + (chunk < more))
 
     def chunk(self, stage: int, vp_stage: int) -> int:
-        """The model chunk that pipeline rank ``stage`` visits as its ``vp_stage``-th: chunks go round the ranks in turn."""
+        """Model chunk of virtual stage ``vp_stage`` on pipeline rank ``stage``: chunks go round robin over the ranks."""
         return vp_stage * self.pp + stage
 
     def problems(self, model: ModelOptions, micro_batches: int, length: int | None = None) -> Iterator[str]:
-        """Every reason why this layout cannot run the model: one sentence each, with the values and what would do.
+        """Every reason why this layout cannot run the model: one sentence each, with the values and a legal one.
 
-        ``micro_batches`` are those of one step on one replica, ``length`` the padded length of sequences if known.
+        ``micro_batches``: of one step on one replica; ``length``: padded length of sequences in tokens, if known.
         """
         for name in ("dp", "tp", "pp", "vpp"):
             if getattr(self, name) < 1:
@@ -70,8 +70,8 @@ class Layout:
             yield f"reshard_after_forward=false is about weights that are sharded: it needs zero=3, got zero={self.zero}"
         for name in ("heads", "ffn"):
             if getattr(model, name) % self.tp:
-                found = getattr(model, name)
-                yield f"model.{name} {found} is not a multiple of tp {self.tp}: {_divisors(found)} would do"
+                size = getattr(model, name)
+                yield f"model.{name} {size} is not a multiple of tp {self.tp}: {_divisors(size)} would do"
         if self.sp and self.tp == 1:
             yield "sp divides sequences among tensor-parallel ranks: it needs tp of at least 2"
         if self.sp and length is not None and length % self.tp:
@@ -87,14 +87,14 @@ class Layout:
             yield f"vpp needs {wanted}, got {micro_batches}: nearest is {nearest}"
 
     def check(self, world: int, model: ModelOptions, micro_batches: int, length: int | None = None) -> None:
-        """Refuse what cannot run, before any process group exists."""
-        found = list(self.problems(model, micro_batches, length))
-        if not found and self.world != world:
-            found.append(
+        """Raise :class:`UserError` with all problems, before any process group exists; ``world``: number of processes."""
+        problems = list(self.problems(model, micro_batches, length))
+        if not problems and self.world != world:
+            problems.append(
                 f"{self} needs {self.world} processes, there are {world}: dp {max(1, world // (self.tp * self.pp))} would fit"
             )
-        if found:
-            raise UserError(f"layout {self}: " + "; ".join(found))
+        if problems:
+            raise UserError(f"layout {self}: " + "; ".join(problems))
 
 
 def _divisors(number: int) -> str:

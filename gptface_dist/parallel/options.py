@@ -1,4 +1,4 @@
-"""Options of the engine, readable where neither DeepSpeed nor megatron-core is installed."""
+"""Options of engine and optimizer; importable without DeepSpeed and megatron-core."""
 
 from dataclasses import dataclass, field
 
@@ -10,10 +10,10 @@ from gptface_dist.model.attention import AttentionOptions
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """AdamW and clipping."""
+    """AdamW and gradient clipping."""
 
     lr: float = 1e-3
-    """Learning rate."""
+    """Peak learning rate; ``schedule`` scales it step by step."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.95
@@ -21,9 +21,9 @@ class OptimizerOptions:
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
-    """Decoupled weight decay; not of norms, biases and embeddings."""
+    """Decoupled weight decay; excludes norms, biases and embeddings."""
     max_grad_norm: float = 1.0
-    """Largest norm of the whole gradient; 0 does not clip."""
+    """Clip the whole gradient to this 2-norm; 0 does not clip."""
 
 
 LEGAL = {
@@ -35,33 +35,33 @@ LEGAL = {
     "norm": ("torch", "apex"),
     "optimizer": ("torch", "apex"),
 }
-"""Values of :class:`EngineOptions`."""
+"""Legal values of :class:`EngineOptions`."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How a step is computed; what is computed stays the same, but for rounding."""
+    """How a step is computed: results differ in rounding only."""
 
     dtype: str = "float32"
-    """Of weights and activations: ``float32`` or ``bfloat16``. The optimizer always keeps weights and moments in float32."""
+    """Of weights and activations: ``float32`` or ``bfloat16``. The optimizer keeps master weights and moments in float32."""
 
     recompute: str = "none"
-    """What the backward pass computes again to save memory: ``none``; ``attention``, which is what lies between queries, keys,
-    values and the projection; or whole layers (``layer``), of which the input alone is kept."""
+    """Activation checkpointing: ``none``; ``attention`` recomputes attention from queries, keys and values; ``layer``
+    recomputes whole layers from their inputs."""
 
     spec: str = "local"
-    """Who makes linear layers: megatron-core (``local``), or ``transformer_engine`` where that package is installed."""
+    """Linear layers of megatron-core (``local``), or of ``transformer_engine``, which must be installed."""
     fp8: str = "none"
-    """Transformer Engine's FP8 format: ``e4m3``, or ``hybrid``, which takes e5m2 for gradients; ``none`` for no FP8."""
+    """Transformer Engine's FP8 format: ``e4m3``; ``hybrid``, with e5m2 for gradients; ``none``: no FP8."""
     fp8_recipe: str = "delayed"
-    """Transformer Engine's way of scaling to FP8: ``delayed``, ``tensorwise``, ``blockwise`` or ``mxfp8``."""
+    """Transformer Engine's scaling recipe: ``delayed``, ``tensorwise``, ``blockwise`` or ``mxfp8``."""
     norm: str = "torch"
-    """Who makes norms: ``torch``, or NVIDIA's ``apex`` where that is installed."""
+    """Norms of ``torch``, or of NVIDIA's ``apex``, which must be installed."""
     optimizer: str = "torch"
-    """Who makes AdamW: ``torch``, or NVIDIA's ``apex`` where that is installed."""
+    """AdamW of ``torch``, or of NVIDIA's ``apex``, which must be installed."""
 
     attention: AttentionOptions = field(default_factory=AttentionOptions)
-    """Which attention runs; its FP8 is ours, apart from Transformer Engine's linear layers."""
+    """Attention kernel; its FP8 is our own and independent of ``fp8`` (linear layers)."""
 
     def __post_init__(self) -> None:
         for name, legal in LEGAL.items():
@@ -69,5 +69,5 @@ class EngineOptions:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """``dtype`` as torch names it."""
+        """``dtype`` as a torch dtype."""
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32

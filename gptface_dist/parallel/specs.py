@@ -1,9 +1,9 @@
-"""Parts of a stage's layers that other packages make better where they are installed: Transformer Engine's linear layers with
-FP8, and NVIDIA apex's fused norm and optimizer.
+"""Optional faster parts of a stage's layers: Transformer Engine's linear layers with FP8, and NVIDIA apex's fused norm and
+optimizer.
 
-Neither package is among those this project is tested with: **what is below was written against their documentation and
-megatron-core 0.16, and never ran**. Attention and the place of norms are ours in every spec, so that dropout, recomputation and
-sequence parallelism follow the laws that the parity check proves for the ``local`` one.
+The project is tested with neither package: **this code follows their documentation and megatron-core 0.16, and never ran**.
+Every spec keeps our attention and placement of norms, so that dropout, recomputation and sequence parallelism work as the
+parity check proves for the ``local`` one.
 
 Importing this module imports neither package, nor megatron-core.
 """
@@ -27,57 +27,57 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 FP8_MULTIPLE = 16
-"""FP8 matrix products want both sides of a weight to be multiples of this."""
+"""FP8 matrix products need both dimensions of a weight to be multiples of this."""
 
 Norm = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(x [.., H], weight [H], bias [H], eps) -> [.., H]."""
 
 
 def check(engine: EngineOptions, model: ModelOptions, layout: Layout) -> None:
-    """Refuse what this machine cannot do, before any process group exists."""
+    """Refuse options that this machine or the model does not support, before any process group exists."""
     engine.attention.check(model.head_size, model.attention_dropout)
-    found = list(_missing(engine)) + list(_unfit(engine, model, layout))
-    if found:
-        raise UserError("; ".join(found))
+    problems = _missing(engine) + _unfit(engine, model, layout)
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def _missing(engine: EngineOptions) -> list[str]:
-    found = []
+    problems = []
     if engine.spec == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None:
-        found.append(
+        problems.append(
             "engine.spec=transformer_engine, but Transformer Engine is not installed: "
             "pip install transformer_engine[pytorch], or engine.spec=local"
         )
     for name in ("norm", "optimizer"):
         if getattr(engine, name) == "apex" and (why := _apex_problem()):
-            found.append(f"engine.{name}=apex, but {why}, or engine.{name}=torch")
+            problems.append(f"engine.{name}=apex, but {why}, or engine.{name}=torch")
     if (engine.spec != "local" or engine.norm == "apex" or engine.optimizer == "apex") and not torch.cuda.is_available():
-        found.append("engine.spec, norm and optimizer other than local and torch need CUDA, which this host has not")
-    return found
+        problems.append("engine.spec, norm and optimizer other than local and torch need CUDA, which this host has not")
+    return problems
 
 
 def _unfit(engine: EngineOptions, model: ModelOptions, layout: Layout) -> list[str]:
-    found: list[str] = []
+    problems: list[str] = []
     if engine.fp8 == "none":
-        return found
+        return problems
     if engine.spec != "transformer_engine":
-        found.append(f"engine.fp8={engine.fp8} is Transformer Engine's: it needs engine.spec=transformer_engine")
+        problems.append(f"engine.fp8={engine.fp8} is Transformer Engine's: it needs engine.spec=transformer_engine")
     if engine.dtype != "bfloat16":
-        found.append(f"engine.fp8={engine.fp8} needs engine.dtype=bfloat16, got {engine.dtype}")
+        problems.append(f"engine.fp8={engine.fp8} needs engine.dtype=bfloat16, got {engine.dtype}")
     if engine.recompute == "layer":
-        found.append("engine.fp8 with recompute=layer would scale twice: use recompute=attention or none")
-    for name, cut in (("hidden", model.hidden // layout.tp), ("ffn", model.ffn // layout.tp)):
-        if cut % FP8_MULTIPLE:
-            found.append(f"engine.fp8 needs model.{name} / tp to be a multiple of {FP8_MULTIPLE}, got {cut}")
-    return found
+        problems.append("engine.fp8 with recompute=layer would scale twice: use recompute=attention or none")
+    for name, size in (("hidden", model.hidden // layout.tp), ("ffn", model.ffn // layout.tp)):
+        if size % FP8_MULTIPLE:
+            problems.append(f"engine.fp8 needs model.{name} / tp to be a multiple of {FP8_MULTIPLE}, got {size}")
+    return problems
 
 
 def _apex_problem() -> str | None:
-    """Why NVIDIA's apex cannot be used; None where it can. The package of that name on the package index is another one."""
-    found = importlib.util.find_spec("apex")
-    if found is None:
+    """Why NVIDIA's apex cannot be used; None if it can. The package ``apex`` on the package index is unrelated."""
+    package = importlib.util.find_spec("apex")
+    if package is None:
         return "NVIDIA's apex is not installed: build it from its source with its C++ and CUDA extensions"
-    folders = [Path(folder) for folder in found.submodule_search_locations or []]
+    folders = [Path(folder) for folder in package.submodule_search_locations or []]
     if not any((folder / "normalization").is_dir() for folder in folders):
         return "the installed apex is an unrelated package of that name: pip uninstall apex, and build NVIDIA's from its source"
     if importlib.util.find_spec("amp_C") is None:
@@ -86,7 +86,7 @@ def _apex_problem() -> str | None:
 
 
 def norm(name: str) -> Norm:
-    """LayerNorm by torch, or by NVIDIA apex's fused kernel."""
+    """LayerNorm of torch, or NVIDIA apex's fused kernel; ``name`` as in ``EngineOptions.norm``."""
     if name == "torch":
         return lambda x, weight, bias, eps: F.layer_norm(x, weight.shape, weight, bias, eps)
     from apex.normalization.fused_layer_norm import fused_layer_norm_affine
@@ -95,7 +95,7 @@ def norm(name: str) -> Norm:
 
 
 def adamw(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """AdamW by torch, or by NVIDIA apex's fused kernel; both take torch's arguments and keep torch's state."""
+    """AdamW of torch, or NVIDIA apex's fused kernel; both take torch's arguments and keep torch's state."""
     if name == "torch":
         return torch.optim.AdamW
     from apex.optimizers import FusedAdam
@@ -119,8 +119,7 @@ def adamw(name: str) -> Callable[..., torch.optim.Optimizer]:
 def linear_layers(name: str) -> tuple[type, type]:
     """(column-parallel, row-parallel) layers: megatron-core's own, or Transformer Engine's.
 
-    The row-parallel one gives its bias separately and is made whole by
-    :class:`gptface_dist.parallel.layer.RowParallelBias`.
+    The row-parallel one returns its bias separately: see :class:`gptface_dist.parallel.layer.RowParallelBias`.
     """
     if name == "local":
         from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
@@ -132,16 +131,16 @@ def linear_layers(name: str) -> tuple[type, type]:
 
 
 def megatron_options(engine: EngineOptions) -> dict[str, Any]:
-    """What megatron-core's configuration has to say of the spec."""
+    """Fields of megatron-core's configuration that depend on the spec."""
     if engine.spec == "local":
         return {}
-    # Transformer Engine would keep weights in FP8 between micro-batches, which ZeRO-3 takes away in between.
-    found: dict[str, Any] = {"disable_parameter_transpose_cache": True}
-    return found if engine.fp8 == "none" else found | {"fp8": engine.fp8, "fp8_recipe": engine.fp8_recipe}
+    # Transformer Engine would cache FP8 weights between micro-batches, but ZeRO-3 frees the weights in between.
+    options: dict[str, Any] = {"disable_parameter_transpose_cache": True}
+    return options if engine.fp8 == "none" else options | {"fp8": engine.fp8, "fp8_recipe": engine.fp8_recipe}
 
 
 def precision(config: "TransformerConfig") -> AbstractContextManager[Any]:
-    """The context that a stage's layers run in: Transformer Engine's FP8 where it is asked for."""
+    """Context of a stage's layers: Transformer Engine's FP8 if the configuration has it."""
     if not config.fp8:
         return nullcontext()
     from megatron.core.fp8_utils import get_fp8_context

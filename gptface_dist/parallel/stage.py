@@ -26,13 +26,13 @@ from gptface_dist.sequence import IMAGE, SEGMENTS
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 Finish = Callable[[Tensor, Any, Heads], tuple[Tensor, Any]]
-"""Features [B, L, H], micro-batch, heads -> (loss to differentiate, what is collected)."""
+"""Features [B, L, H], micro-batch, heads -> (loss to differentiate, outputs to collect)."""
 HEAD_NAMES = {"vocab_head.weight": "embeddings.word.weight", "vocab_head.bias": "token_head.bias"}
-"""Names of a stage's output weights -> names in the plain model, which ties them to its embeddings."""
+"""Names of a stage's output weights -> names in the plain model, where they are tied to the embeddings."""
 
 
 def global_name(local: str) -> str:
-    """A stage's parameter -> its name in the plain model."""
+    """Name of a stage's parameter -> its name in the plain model."""
     if not local.startswith("layers."):
         return HEAD_NAMES.get(local, local)
     _, layer, *inner, last = local.split(".")
@@ -40,7 +40,7 @@ def global_name(local: str) -> str:
 
 
 class StageEmbeddings(nn.Module):
-    """Word + segment + position, as in the plain model."""
+    """The plain model's embeddings with vocabulary-parallel words."""
 
     def __init__(self, options: ModelOptions, words: VocabRange, dtype: torch.dtype):
         super().__init__()
@@ -64,7 +64,7 @@ class StageEmbeddings(nn.Module):
 
 
 class TokenFeatures(nn.Module):
-    """What the token head does before the logits; every tensor-parallel rank does all of it."""
+    """The token head up to its logits, replicated over tensor-parallel ranks."""
 
     def __init__(self, options: ModelOptions, dtype: torch.dtype):
         super().__init__()
@@ -77,16 +77,16 @@ class TokenFeatures(nn.Module):
 
 
 class Stage(nn.Module):
-    """One model chunk.
+    """One model chunk: its layers, with embeddings on the first chunk and heads on the last.
 
     Args:
-        objective: whose input modules and heads it gets.
-        options: the whole model's.
-        vocabulary: the joint ids.
+        objective: provides input modules and heads.
+        options: of the whole model.
+        vocabulary: joint ids of text and image.
         layout: of the run.
-        config: :func:`megatron_config`.
-        engine: how steps are computed.
-        chunk: which chunk, 0 = first in the model.
+        config: from :func:`gptface_dist.parallel.layer.megatron_config`.
+        engine: linear layers, norms, attention and recomputation.
+        chunk: index of the chunk, 0 = first in the model.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Stage(nn.Module):
             self.embeddings = StageEmbeddings(options, words, dtype)
             for name, module in objective.inputs(options).items():
                 self.embeddings.add_module(name, module.to(dtype))
-        # Layers are built by their global number: this config tells megatron of no pipeline, so it adds no offset.
+        # Layers carry their global number: without a pipeline in its config, megatron adds no offset.
         alone = replace(config, pipeline_model_parallel_size=1, virtual_pipeline_model_parallel_size=None)
         spec = layer_spec(options, alone, engine)
         self.layers = nn.ModuleDict(
@@ -130,13 +130,13 @@ class Stage(nn.Module):
             )
             self.vocab_head = VocabParallelHead(words, weight)
         self.has_words = self.first or predicts
-        """Whether it has the word embeddings, or a tied copy of them."""
+        """Whether this chunk has the word embeddings, or a tied copy of them."""
         if self.has_words:
             self.tied_scalar = TiedScalar(self.embeddings.word.weight if self.first else self.vocab_head.weight)
         self._received: Tensor | None = None
 
     def tied_gradient(self, device: torch.device) -> TiedGradient | None:
-        """Give the word embeddings of this chunk, if it has any, a place for their gradient. Called once."""
+        """Create the buffer of the word embeddings' gradient; None if this chunk has no word embeddings. Call it once."""
         if not self.has_words:
             return None
         tied = TiedGradient(self.tied_scalar.weight.shape, device)
@@ -146,13 +146,13 @@ class Stage(nn.Module):
         return tied
 
     def receive(self, hidden: Tensor | None) -> None:
-        """Hidden states of the chunk before this one, for the next forward pass."""
+        """Set the hidden states of the previous chunk, the input of the next forward pass."""
         self._received = hidden
 
     def forward(self, batch: Any, finish: Finish, masks: Masks | None = None) -> Any:
-        """A micro-batch -> hidden states [L, B, H]; on the last chunk what ``finish`` makes of features, batch and this chunk.
+        """A micro-batch -> hidden states [L, B, H]; on the last chunk ``finish(features, batch, self)``.
 
-        Without ``masks``, dropout drops nothing.
+        Without ``masks``, there is no dropout.
         """
         if self.first:
             x = self._objective.embed(self.embeddings, batch).transpose(0, 1).contiguous()
@@ -179,12 +179,12 @@ class Stage(nn.Module):
         return logits
 
     def token_loss(self, x_MH: Tensor, labels: Tensor, ids: range) -> tuple[Tensor, Tensor]:
-        """Features [M, H], int64 [M] within ``ids`` -> float32 summed cross-entropy in nats, right predictions."""
+        """Features [M, H], int64 [M] within ``ids`` -> float32 summed cross-entropy in nats, number of correct predictions."""
         loss, correct = self.vocab_head(self.token_head(x_MH), labels, ids)
         return loss, correct
 
 
 def _attn_mask(batch: Any) -> Tensor:
-    """Bool [B, 1, 1, L]: which tokens are no padding."""
-    places = torch.arange(batch.length, device=batch.lengths.device)
-    return (places < batch.lengths.unsqueeze(1))[:, None, None, :]
+    """Bool [B, 1, 1, L]: false at padding."""
+    positions = torch.arange(batch.length, device=batch.lengths.device)
+    return (positions < batch.lengths.unsqueeze(1))[:, None, None, :]

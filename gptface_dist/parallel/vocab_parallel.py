@@ -1,4 +1,4 @@
-"""A stage's words: vocabulary-parallel embeddings and logits, and the gradient that ties them across stages."""
+"""Vocabulary-parallel embeddings and logits of a stage, and the gradient of word embeddings tied across stages."""
 
 from typing import Any
 
@@ -15,22 +15,22 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
 class VocabRange:
-    """The rows of the word embeddings that this tensor-parallel rank has."""
+    """Range of ids whose word embeddings this tensor-parallel rank holds: ``rows`` from ``first`` on, padding included."""
 
     def __init__(self, vocabulary: Vocabulary, layout: Layout):
         self.rows = -(-vocabulary.size // layout.tp)
         self.first = groups.get_tensor_model_parallel_rank() * self.rows
         self.group: dist.ProcessGroup | None = groups.get_tensor_model_parallel_group() if layout.tp > 1 else None
-        """The ranks that share the words; None where this one has them all."""
+        """Tensor-parallel group that shards the vocabulary; None if it has one rank."""
 
     def within(self, ids: range) -> slice:
-        """The local rows of a range of ids; empty where this rank has none of them."""
+        """Local rows of a range of ids; empty if this rank holds none of them."""
         start = min(max(ids.start - self.first, 0), self.rows)
         return slice(start, min(max(ids.stop - self.first, start), self.rows))
 
 
 class _Lookup(torch.autograd.Function):
-    """Embedding lookup whose weight gradient goes into a buffer of its own: see :class:`TiedGradient`."""
+    """Embedding lookup that accumulates the weight's gradient in a separate buffer: see :class:`TiedGradient`."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, anchor: Tensor, buffer: Tensor) -> Tensor:
@@ -46,18 +46,18 @@ class _Lookup(torch.autograd.Function):
 
 
 class TiedGradient:
-    """The gradient of the word embeddings, gathered from both places that use them.
+    """Gradient of the word embeddings, summed over input and output use.
 
-    The first stage embeds with them and the last one predicts with them, at different times. Each collects its part over
-    the step's micro-batches in float32; at the end of the step the parts are added, and the sum enters the engine as the
-    gradient of one small backward pass on both stages.
+    The first stage embeds with them and the last one predicts with them, at different times. Each stage accumulates its part
+    over the step's micro-batches in float32; at the end of the step an all-reduce adds the parts, and one small backward pass
+    on both stages (:class:`TiedScalar`) hands the sum to the engine.
     """
 
     def __init__(self, shape: torch.Size, device: torch.device):
         self.sum = torch.zeros(shape, dtype=torch.float32, device=device)
 
     def collect(self, weight: Tensor) -> Tensor:
-        """The weight as a leaf whose gradient is added to the sum."""
+        """The weight as a new leaf whose gradient is added to ``sum``."""
         leaf = weight.detach().requires_grad_()
         leaf.register_post_accumulate_grad_hook(self._add)
         return leaf
@@ -69,7 +69,7 @@ class TiedGradient:
 
 
 class TiedScalar(nn.Module):
-    """A scalar whose gradient with respect to the word embeddings is what was collected."""
+    """A scalar whose gradient with respect to the word embeddings is the accumulated one."""
 
     def __init__(self, weight: nn.Parameter):
         super().__init__()
@@ -77,13 +77,13 @@ class TiedScalar(nn.Module):
         self.tied: TiedGradient | None = None
 
     def forward(self) -> Tensor:
-        """Float32 scalar."""
+        """Float32 scalar ``(weight * sum).sum()``."""
         assert self.tied is not None
         return (self.weight.float() * self.tied.sum).sum()
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Vocabulary-parallel lookup of words."""
+    """Vocabulary-parallel embedding of tokens."""
 
     def __init__(self, words: VocabRange, hidden: int, dtype: torch.dtype):
         super().__init__()
@@ -92,17 +92,17 @@ class VocabParallelEmbedding(nn.Module):
         self.tied: TiedGradient | None = None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Int64 [B, L] -> [B, L, H], summed over the ranks that share the words."""
+        """Int64 [B, L] -> [B, L, H], all-reduced over the tensor-parallel group."""
         assert self.tied is not None
-        local = tokens - self.words.first
-        mine = (local >= 0) & (local < self.words.rows)
+        rows = tokens - self.words.first
+        local = (rows >= 0) & (rows < self.words.rows)
         anchor = torch.zeros((), dtype=self.weight.dtype, device=tokens.device, requires_grad=True)
-        found = _Lookup.apply(torch.where(mine, local, 0), self.weight.detach(), anchor, self.tied.sum)
-        return reduce_from_tensor_model_parallel_region(found * mine.unsqueeze(-1))
+        embedded = _Lookup.apply(torch.where(local, rows, 0), self.weight.detach(), anchor, self.tied.sum)
+        return reduce_from_tensor_model_parallel_region(embedded * local.unsqueeze(-1))
 
 
 class VocabParallelHead(nn.Module):
-    """Vocabulary-parallel logits: this rank's part of one modality's ids."""
+    """Vocabulary-parallel logits and cross-entropy over one modality's ids."""
 
     def __init__(self, words: VocabRange, weight: nn.Parameter):
         super().__init__()
@@ -112,21 +112,22 @@ class VocabParallelHead(nn.Module):
         self.tied: TiedGradient | None = None
 
     def forward(self, features_MH: Tensor, labels: Tensor | None, ids: range) -> Any:
-        """Features [M, H] and their labels int64 [M] within ``ids`` -> summed cross-entropy and right predictions.
+        """Features [M, H] and their labels int64 [M] within ``ids`` -> summed cross-entropy (nats) and number of
+        correct predictions; the full logits tensor is never materialised.
 
-        Without labels -> the logits themselves, float32 [M, len(ids)], on every tensor-parallel rank.
+        Without labels -> the logits, float32 [M, len(ids)], on every tensor-parallel rank.
         """
-        mine = self.words.within(ids)
+        local = self.words.within(ids)
         if labels is None:
             logits = features_MH.new_zeros(len(features_MH), len(ids), dtype=torch.float32)
-            first = self.words.first + mine.start - ids.start
-            columns = logits.narrow(1, first, mine.stop - mine.start) if mine.stop > mine.start else logits[:, :0]
-            columns.copy_(F.linear(features_MH, self.weight[mine], self.bias[mine]))
+            first = self.words.first + local.start - ids.start
+            columns = logits.narrow(1, first, local.stop - local.start) if local.stop > local.start else logits[:, :0]
+            columns.copy_(F.linear(features_MH, self.weight[local], self.bias[local]))
             if self.words.group is not None:
                 dist.all_reduce(logits, group=self.words.group)
             return logits
         assert self.tied is not None
         weight = self.tied.collect(self.weight)
         features = copy_to_tensor_model_parallel_region(features_MH)
-        targets = labels - self.words.first - mine.start
-        return linear_cross_entropy(features, weight[mine], self.bias[mine], targets, self.words.group)
+        targets = labels - self.words.first - local.start
+        return linear_cross_entropy(features, weight[local], self.bias[local], targets, self.words.group)

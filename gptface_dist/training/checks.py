@@ -1,4 +1,4 @@
-"""What is wrong with a run is said before processes join and before DeepSpeed and megatron-core are imported."""
+"""Checks of a run before its processes join, without importing DeepSpeed and megatron-core."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,13 @@ from gptface_dist.training.config import Config
 
 
 def check_run(config: Config, world: int) -> Vocabulary:
-    """Refuse a run of ``world`` processes that cannot be: its layout, its data, or a model that does not fit them.
+    """Refuse a run of ``world`` processes with an impossible layout, missing data, or a model that does not fit them.
 
-    Returns the vocabulary of its tokenizers.
+    Returns the joint vocabulary of the run's tokenizers.
     """
     data = config.data
-    deal = BatchSharding(data.global_batch, data.micro_batch, data.order.block, 0, max(1, config.layout.dp))
-    config.layout.check(world, config.model, deal.micro_batches, data.batch.pad_to_multiple_of)
+    sharding = BatchSharding(data.global_batch, data.micro_batch, data.order.block, 0, max(1, config.layout.dp))
+    config.layout.check(world, config.model, sharding.micro_batches, data.batch.pad_to_multiple_of)
     specs.check(config.engine, config.model, config.layout)
     config.attention_health.check(config.engine.attention, config.model.head_size)
     vocabulary = read_vocabulary(data)
@@ -37,25 +37,25 @@ def check_run(config: Config, world: int) -> Vocabulary:
 
 
 def held_out(config: Config) -> DataConfig:
-    """What evaluations read."""
+    """Data configuration of evaluations."""
     return replace(config.data, sources=config.evaluation.sources, workers=0, skip_list=None)
 
 
 def check_held_out(config: Config, vocabulary: Vocabulary) -> None:
-    """Refuse evaluations that would see samples more than once."""
+    """Refuse evaluations that would read a sample more than once."""
     sources, grid = open_sources(held_out(config), vocabulary)
     check_fit(config.model, config.data.batch, grid)
-    held, batches = sum(sum(source.folder.counts) for source in sources), config.evaluation.batches
-    if batches * config.data.global_batch > held:
+    samples, batches = sum(sum(source.folder.counts) for source in sources), config.evaluation.batches
+    if batches * config.data.global_batch > samples:
         raise UserError(
             f"evaluation.batches {batches} x data.global_batch {config.data.global_batch} are "
-            f"{batches * config.data.global_batch} samples, evaluation.sources hold {held}: at most "
-            f"{held // config.data.global_batch} batches"
+            f"{batches * config.data.global_batch} samples, evaluation.sources hold {samples}: at most "
+            f"{samples // config.data.global_batch} batches"
         )
 
 
 def check_fit(model: ModelOptions, batch: BatchOptions, grid: tuple[int, int]) -> None:
-    """Refuse a model whose tables of positions are too small for the data."""
+    """Refuse a model whose position embeddings are too few for the data; ``grid``: rows and columns of image codes."""
     longest = batch.text_length + SPECIALS_PER_SEQUENCE
     if longest > model.text_positions:
         raise UserError(

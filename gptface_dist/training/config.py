@@ -1,4 +1,4 @@
-"""The configuration of a run: each part's dataclass stands beside the code that obeys it; this module joins them."""
+"""The configuration of a run: this module joins the option dataclasses of all parts."""
 
 from dataclasses import dataclass, field
 
@@ -15,40 +15,40 @@ from gptface_dist.training.schedule import ScheduleOptions
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """All options of a run, as in its YAML file."""
 
     data: DataConfig
-    """What it reads."""
+    """Data sources, batches and masking."""
     model: ModelOptions = field(default_factory=ModelOptions)
-    """What is trained; in a file also the name of another one, relative to it: ``model: models/base.yaml``."""
+    """Size and form of the model; a file may name another one, relative to it: ``model: models/base.yaml``."""
     layout: Layout = field(default_factory=Layout)
-    """How it is laid out over processes."""
+    """Parallelism over processes."""
     engine: EngineOptions = field(default_factory=EngineOptions)
-    """How a step is computed."""
+    """Precision, kernels and recomputation."""
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    """AdamW and clipping."""
+    """AdamW and gradient clipping."""
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
-    """What is trained."""
+    """Training objective."""
     loss: dict[str, float] = field(default_factory=dict)
-    """Weights of the objective's terms by name; 1 where none is given."""
+    """Weights of the objective's terms by name; 1 by default."""
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
-    """The learning rate over time."""
+    """Learning rate schedule."""
     run: RunOptions = field(default_factory=RunOptions)
-    """Length, seed and place of the run."""
+    """Length, seed and folder of the run."""
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
-    """When it is saved, and what it resumes from."""
+    """When the run is saved, and what it resumes from."""
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
-    """Held-out data."""
+    """Evaluation on held-out data."""
     attention_health: AttentionHealthOptions = field(default_factory=AttentionHealthOptions)
     """Reports on FP8 attention."""
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
-    """mlflow."""
+    """Tracking with mlflow."""
 
     def __post_init__(self) -> None:
         self.schedule.check(self.run.steps)
-        # Written out: a run's folder keeps the weights that it was trained with.
+        # With defaults filled in: the run's folder keeps the weights of its terms.
         object.__setattr__(self, "loss", dict(self.build_objective().weights))
 
     def build_objective(self) -> Objective:
-        """What is trained, with the weights of its terms."""
+        """The training objective, with the weights of its terms."""
         return build_objective(self.objective, self.loss)

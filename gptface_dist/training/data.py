@@ -1,4 +1,4 @@
-"""From the configuration to a rank's loader: every step of the data path, in order."""
+"""From the configuration to the loader of one data-parallel rank."""
 
 import functools
 from pathlib import Path
@@ -19,12 +19,12 @@ BatchLoader = Loader[Any, PaddedBatch[np.ndarray]]
 def batch_loader(config: DataConfig, objective: Objective, rank: int = 0, ranks: int = 1) -> BatchLoader:
     """The loader of data-parallel rank ``rank`` of ``ranks``.
 
-    :class:`UserError` when a source is missing, was made by other tokenizers, or the batch sizes do not fit.
+    :class:`UserError` if a source is missing, was made by other tokenizers, or batch sizes do not divide.
     """
-    deal = BatchSharding(config.global_batch, config.micro_batch, config.order.block, rank, ranks)
+    sharding = BatchSharding(config.global_batch, config.micro_batch, config.order.block, rank, ranks)
     vocabulary = read_vocabulary(config)
     sources, grid = open_sources(config, vocabulary)
     skip = frozenset[str]() if config.skip_list is None else read_skip_list(Path(config.skip_list))
     reader = functools.partial(BlockReader[Any], sources, objective.decoder(vocabulary), config.order, skip)
     collate = objective.collate(config, vocabulary, grid)
-    return Loader(reader, collate, deal, config.workers, config.max_bad_fraction)
+    return Loader(reader, collate, sharding, config.workers, config.max_bad_fraction)

@@ -1,4 +1,4 @@
-"""Evaluation on held-out data: the same global batches every time, masked and paired as in training."""
+"""Evaluation on held-out data: the same global batches every time, with masking and pairing as in training."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from gptface_dist.training.metrics import CONSTANT_GUESS, loss_metrics
 
 
 class Evaluation:
-    """Held-out losses of one data-parallel rank's part, summed over all."""
+    """Computes held-out losses: each data-parallel rank evaluates its part of the batches. Calling it is collective."""
 
     def __init__(self, config: Config, vocabulary: Vocabulary, engine: Engine, data_group: dist.ProcessGroup):
         self._options, self._vocabulary, self._engine, self._group = config.evaluation, vocabulary, engine, data_group
@@ -23,8 +23,8 @@ class Evaluation:
         self._guess: dict[str, float] | None = None
 
     def __call__(self) -> dict[str, float]:
-        """``loss``, ``loss/TERM``, ``accuracy/TERM``, and ``constant_guess/TERM``: the least loss that the same guess for every
-        item could have on these very targets.
+        """``loss``, ``loss/TERM``, ``accuracy/TERM``, and ``constant_guess/TERM``: the least loss of one constant
+        prediction on the same targets. Losses in nats.
         """
         objective = self._engine.objective
         total: Tensor | None = None
@@ -38,8 +38,8 @@ class Evaluation:
         assert total is not None
         total = total.cpu()
         if self._guess is None:
-            everywhere = torch.as_tensor(targets).to(self._engine.device)
-            dist.all_reduce(everywhere, group=self._group)
-            guess = objective.constant_guess(everywhere.cpu().numpy(), self._vocabulary)
+            all_targets = torch.as_tensor(targets).to(self._engine.device)
+            dist.all_reduce(all_targets, group=self._group)
+            guess = objective.constant_guess(all_targets.cpu().numpy(), self._vocabulary)
             self._guess = {f"{CONSTANT_GUESS}{name}": value for name, value in guess.items()}
         return {"loss": self._engine.loss(total), **loss_metrics(objective, total), **self._guess}

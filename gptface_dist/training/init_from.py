@@ -1,4 +1,4 @@
-"""The weights of a release as the first ones of a run, on any layout."""
+"""Initial weights of a run from a release, on any layout."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from gptface_dist.release.config import ReleaseConfig
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 FREE = ("hidden_dropout", "attention_dropout", "init_std")
-"""Options of the model in which a run may differ from the release that it starts from."""
+"""Model options in which a run may differ from its release."""
 
 
 def check_release(path: Path, objective: ObjectiveOptions, options: ModelOptions, vocabulary: Vocabulary) -> None:
@@ -27,25 +27,26 @@ def check_release(path: Path, objective: ObjectiveOptions, options: ModelOptions
         ("model", asdict(config.options), asdict(options)),
         ("vocabulary", asdict(config.vocabulary), asdict(vocabulary)),
     )
-    found = [
+    differences = [
         f"{what}.{name} is {now[name]!r}, the release's is {saved[name]!r}"
         for what, saved, now in pairs
         for name in saved
         if saved[name] != now[name] and name not in FREE
     ]
-    if found:
-        raise UserError(f"run.init_from: {path} is of another model: {'; '.join(found)}")
+    if differences:
+        raise UserError(f"run.init_from: {path} is of another model: {'; '.join(differences)}")
 
 
 def load_weights(weights: Mapping[str, Tensor], state: OptimizerStateView) -> None:
-    """Copy whole tensors, by global name, into this rank's parts of them, a tensor at a time; moments stay as they are."""
+    """Copy whole tensors, by global name, into this rank's shards of the weights, one at a time; moments do not change."""
     with torch.no_grad():
-        for key, parts in collect_shards(state.local_shards(), written=False).items():
+        for key, shards in collect_shards(state.local_shards(), written=False).items():
             kind, name = key.split("/", 1)
             if kind != WEIGHTS:
                 continue
             whole = weights[name]
-            for piece in parts.pieces:
-                box = tuple(slice(at, at + size) for at, size in zip(piece.box.offsets, piece.box.sizes, strict=True))
-                piece.memory.copy_(whole[box])
+            for chunk in shards.pieces:
+                spec = chunk.box
+                slices = tuple(slice(at, at + size) for at, size in zip(spec.offsets, spec.sizes, strict=True))
+                chunk.memory.copy_(whole[slices])
     state.refresh()

@@ -1,4 +1,4 @@
-"""How fast a run goes: what a step worked on, and where its time went."""
+"""Throughput of a run, and the time of each part of a step."""
 
 import time
 
@@ -12,11 +12,11 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 
 class Meter:
-    """Times the parts of a step and counts its work.
+    """Times the parts of a step and counts its tokens, samples and FLOPs.
 
-    The parts are data (waiting for the loader), forward-backward (with the communication inside it) and optimizer. A GPU is
-    not waited for: it notes itself when it comes to a part's end, and the step's result was read when its gradients were done.
-    There the update runs while the host reads the next step's data, and ``seconds/optimizer`` is that of the step before.
+    The parts are data (waiting for the loader), forward-backward (communication included) and optimizer. The meter never waits
+    for a GPU: CUDA events mark the ends of parts, and reading the step's result has already waited for its gradients. On a GPU
+    the update overlaps with reading the next step's data, so ``seconds/optimizer`` is that of the step before.
     """
 
     def __init__(self, options: ModelOptions, vocabulary: Vocabulary, layout: Layout, dtype: str, engine: Engine):
@@ -29,17 +29,17 @@ class Meter:
         self._update: list[torch.cuda.Event] = []
 
     def begin(self) -> None:
-        """A step begins: now waiting for data."""
+        """Start a step with its first part, data."""
         self._marks, self._events = [time.perf_counter()], []
 
     def mark(self) -> None:
-        """The present part ends, the next begins: data, then forward-backward."""
+        """End the present part and start the next one: first data, then forward-backward."""
         self._marks.append(time.perf_counter())
         if self._device.type == "cuda":
             self._events.append(_event())
 
     def end(self, result: StepResult) -> dict[str, float]:
-        """The metrics of a step that ends now."""
+        """End the step; returns its metrics: seconds, rates, TFLOP/s per rank, GiB, and MFU on known GPUs."""
         began, ready, computed = self._marks
         seconds, data = time.perf_counter() - began, ready - began
         compute, optimizer = computed - ready, began + seconds - computed
@@ -64,7 +64,7 @@ class Meter:
         return metrics
 
     def _peak_memory(self) -> int:
-        """Bytes: the device's on a GPU, else this process's resident set."""
+        """Peak bytes so far: allocated on the GPU, or this process's resident set on a CPU."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         import resource

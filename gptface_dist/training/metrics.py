@@ -11,11 +11,11 @@ from gptface_dist.objectives.objective import Objective
 
 NAME = "metrics.jsonl"
 LOSS, ACCURACY, CONSTANT_GUESS = "loss/", "accuracy/", "constant_guess/"
-"""Before a term's name: its mean loss (nats), the share predicted right, and the least loss of the same guess for all."""
+"""Prefixes of a term's name: mean loss (nats), accuracy in [0, 1], and least loss of one constant prediction (nats)."""
 
 
 def loss_metrics(objective: Objective, sums: Tensor) -> dict[str, float]:
-    """Mean losses (nats) and accuracies of ``sums`` [terms, 3] on the host; those without items are left out."""
+    """Mean losses (nats) and accuracies of ``sums`` [terms, 3] on the host; terms without items are left out."""
     record: dict[str, float] = {}
     for term, (loss, correct, count) in zip(objective.terms, sums.tolist(), strict=True):
         if count:
@@ -24,15 +24,15 @@ def loss_metrics(objective: Objective, sums: Tensor) -> dict[str, float]:
 
 
 def terms(records: Iterable[Mapping[str, float]]) -> list[str]:
-    """Names of the terms that records have losses of, in the order in which they first come."""
+    """Names of the terms with losses in records, by first appearance."""
     names = (key.removeprefix(LOSS) for record in records for key in record if key.startswith(LOSS))
     return list(dict.fromkeys(names))
 
 
 def read_metrics(folder: Path, kind: str = "train") -> list[dict[str, float]]:
-    """A run's metrics of ``train`` steps or ``evaluation``s, in order.
+    """Metrics of a run's ``train`` steps or ``evaluation``s, in order.
 
-    :class:`UserError` where the folder holds none, or not those of a run.
+    :class:`UserError` if the folder has no readable ``metrics.jsonl``.
     """
     try:
         records = [json.loads(line) for line in whole_lines(folder / NAME)]
@@ -42,5 +42,5 @@ def read_metrics(folder: Path, kind: str = "train") -> list[dict[str, float]]:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Lines of a file whose writer may have been killed within the last one."""
+    """Complete lines of a file; a killed writer may have left a partial last one."""
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

@@ -1,4 +1,4 @@
-"""Options of a run that no other part owns."""
+"""Options of run, evaluation, attention reports and tracking."""
 
 from dataclasses import dataclass, field
 
@@ -10,24 +10,23 @@ from gptface_dist.model.attention import AttentionOptions
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The run itself."""
+    """Folder, length, seed and logging of a run."""
 
     folder: str = "out/run"
-    """Where it leaves its metrics, checkpoints and resolved configuration."""
+    """Folder for metrics, checkpoints and the resolved configuration."""
     steps: int = 1000
-    """Optimizer steps, those before a resumption included."""
+    """Optimizer steps, including those before resuming."""
     seed: int = 0
-    """Seed of initial weights and dropout (the data has its own: ``data.order.seed``)."""
+    """Seed of initial weights and dropout (for data see ``data.order.seed``)."""
     init_from: str = ""
-    """Folder of a release whose weights the run begins with; once it has a checkpoint, it resumes from that."""
+    """Folder of a release with the initial weights; a run that has a checkpoint resumes from that instead."""
     ema_decay: float = 0.0
-    """Keep an exponential moving average of the weights, ``ema <- decay * ema + (1 - decay) * weights`` after each step; 0 for
-    none."""
+    """Keep an exponential moving average of the weights, ``ema <- decay * ema + (1 - decay) * weights`` after each step; 0:
+    no average."""
     log_every: int = 10
-    """Steps between lines on a log that is no terminal; the metrics file has every step."""
+    """Steps between log lines if stderr is no terminal; ``metrics.jsonl`` has every step."""
     timeout_s: float = 600.0
-    """Seconds after which a collective that not all ranks reached ends the run; also how long processes wait for each
-    other at the start."""
+    """Seconds until an incomplete collective ends the run; also the timeout of the rendezvous at the start."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "timeout_s"):
@@ -39,14 +38,14 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Held-out data."""
+    """Evaluation on held-out data."""
 
     sources: list[SourceConfig] = field(default_factory=list)
-    """Token shards that are not trained on; without any, there is no evaluation."""
+    """Token shards of held-out data; none: no evaluation."""
     interval: int = 100
-    """Steps between evaluations; there is one at the end in any case."""
+    """Steps between evaluations; the run ends with one in any case."""
     batches: int = 4
-    """Global batches of an evaluation: the same ones each time."""
+    """Global batches of an evaluation, the same ones each time."""
 
     def __post_init__(self) -> None:
         if self.interval < 1 or self.batches < 1:
@@ -55,15 +54,15 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class AttentionHealthOptions:
-    """Reports on how FP8 attention fares in each layer (docs/attention.md), whichever attention computes."""
+    """Reports on the error of FP8 attention in each layer (docs/attention.md), whichever kernel training uses."""
 
     interval: int = 0
-    """Steps between reports; 0 makes none."""
+    """Steps between reports; 0: no reports."""
     sequences: int = 2
-    """Sequences that a report looks at: the first of the step's global batch, at most one micro-batch."""
+    """Sequences in a report: the first of the step's global batch, at most one micro-batch."""
     fall_back: float | None = None
-    """A layer whose FP8 output or gradients differ from bf16's by more than this part (root mean square) goes on without FP8
-    for the rest of the run; null: none does."""
+    """Largest relative error (root mean square) of a layer's FP8 output or gradients against bf16; a layer above it uses no
+    FP8 for the rest of the run. null: no limit."""
 
     def __post_init__(self) -> None:
         if self.interval < 0 or self.sequences < 1:
@@ -77,7 +76,7 @@ class AttentionHealthOptions:
             raise UserError("attention_health.fall_back needs reports to judge by: set attention_health.interval above 0")
 
     def check(self, attention: AttentionOptions, head_size: int) -> None:
-        """:class:`UserError` where reports are asked for and cannot be, or nothing is there to fall back from."""
+        """Raise :class:`UserError` for reports on too large heads, or a ``fall_back`` without FP8 attention."""
         if self.interval and head_size > HEAD_SIZES[-1]:
             raise UserError(f"attention_health.interval: FP8 has heads of up to {HEAD_SIZES[-1]}, the model of {head_size}")
         if self.fall_back is not None and not attention.may_be_fp8:
@@ -89,18 +88,18 @@ class AttentionHealthOptions:
 
 @dataclass(frozen=True)
 class TrackingOptions:
-    """mlflow: one run, written by rank 0."""
+    """Tracking with mlflow: one mlflow run, written by rank 0."""
 
     mlflow: bool = True
     """Whether to log to mlflow."""
     uri: str = ""
     """Tracking server; empty for ``sqlite:///FOLDER/mlflow.db``."""
     experiment: str = "gptface"
-    """Name of the experiment."""
+    """Name of the mlflow experiment."""
     name: str = ""
-    """Name of the run; empty for the name of its folder."""
+    """Name of the mlflow run; empty for the name of the run's folder."""
     interval: int = 10
-    """Steps between metrics: each is a mean over these steps' values."""
+    """Steps between logged metrics, each the mean over these steps."""
 
     def __post_init__(self) -> None:
         if self.interval < 1:

@@ -1,4 +1,4 @@
-"""A run from its configuration to its end, with the callbacks that every run has."""
+"""Train a run from its configuration to its last step, with the standard callbacks."""
 
 from gptface_dist.distributed.shutdown import shutdown
 from gptface_dist.distributed.watchdog import Watchdog
@@ -16,8 +16,8 @@ from gptface_dist.training.trainer import prepare
 
 
 def train(config: Config, vocabulary: Vocabulary, watchdog: Watchdog) -> None:
-    """Train to the last step, on this rank of those that ``watchdog`` watches."""
-    # What a run resumes from comes first; then the log of metrics, which does not depend on what others make of them.
+    """Train to the last step on the rank of ``watchdog.rank_info``, then shut down its process groups."""
+    # Callbacks that restore state come first; then the metrics logger, so that later callbacks cannot alter its metrics.
     callbacks: list[Callback] = [
         EMA(config.run.ema_decay),
         Checkpointing(config.checkpoint),

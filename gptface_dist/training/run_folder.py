@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and the configuration that it keeps."""
+"""The folder of a run and its ``config.yaml``, which identifies the run."""
 
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,19 @@ KEPT = (
     "data.masking",
     "data.batch",
 )
-"""Parts that make a run what it is. The rest may change from one start to the next: layout, paths, intervals."""
+"""Parts of the configuration that must not change when a run resumes; layout, paths and intervals may."""
 
 
 def resolved(config: Config) -> dict[str, Any]:
     """The whole configuration, defaults included, as plain values."""
-    found: Any = OmegaConf.to_container(OmegaConf.structured(config))
-    return found
+    container: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    return container
 
 
 def prepare_run_dir(config: Config) -> None:
-    """Make the run's folder, or see that it is this run's, and write the configuration into it.
+    """Create the run's folder, or check that it belongs to this run, and write ``config.yaml``.
 
-    :class:`UserError` where the folder holds a run whose :data:`KEPT` parts are others: nothing is overwritten.
+    :class:`UserError` if the folder holds a run with other :data:`KEPT` parts; nothing is overwritten then.
     """
     folder, now = Path(config.run.folder), resolved(config)
     path = folder / NAME
@@ -60,7 +60,7 @@ def _at(config: Any, key: str) -> Any:
 def _compare(key: str, before: Any, now: Any, folder: Path) -> None:
     if isinstance(before, dict) and isinstance(now, dict):
         for name in now:
-            # A key that the earlier configuration does not have is new in this version.
+            # Keys missing in the earlier configuration are new in this version.
             if name in before:
                 _compare(f"{key}.{name}", before[name], now[name], folder)
     elif before != now and before is not None:

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step."""
+"""Learning rate schedules: functions of the step."""
 
 import math
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass(frozen=True)
 class ScheduleOptions:
-    """Warm-up, then one of three shapes."""
+    """Linear warm-up, then one of three schedules."""
 
     name: str = "cosine"
-    """``cosine`` or ``linear`` from the peak to the least; ``constant`` at the peak, then linear to the least at the end."""
+    """``cosine`` or ``linear`` from the peak to the minimum; ``constant`` at the peak, then linear to the minimum."""
     warmup_steps: int = 100
-    """Steps of linear growth from 0 to the peak (``optimizer.lr``)."""
+    """Steps of linear warm-up from 0 to the peak (``optimizer.lr``)."""
     decay_steps: int = 0
-    """With ``constant``: steps of decay at the end."""
+    """With ``constant``: steps of linear decay at the end of the run."""
     min_lr_ratio: float = 0.1
-    """Last learning rate, as a share of the peak."""
+    """Minimum learning rate, at the last step, relative to the peak."""
 
     def __post_init__(self) -> None:
         check_one_of("schedule.name", self.name, SCHEDULES)
@@ -32,7 +32,7 @@ class ScheduleOptions:
             raise UserError(f"schedule.min_lr_ratio is a share of the peak, between 0 and 1; got {self.min_lr_ratio}")
 
     def check(self, steps: int) -> None:
-        """Refuse a run too short for its warm-up and decay."""
+        """Refuse a run of ``steps`` steps that is shorter than warm-up and decay."""
         if self.warmup_steps + self.decay_steps > steps:
             raise UserError(
                 f"schedule.warmup_steps {self.warmup_steps} + schedule.decay_steps {self.decay_steps} are more than the run's "
@@ -40,9 +40,9 @@ class ScheduleOptions:
             )
 
     def factor(self, step: int, steps: int) -> float:
-        """Learning rate of step ``step`` (0 is the first of ``steps``), as a share of the peak.
+        """Learning rate of step ``step`` (0-based, of ``steps``) relative to the peak.
 
-        The last step of warm-up has the peak; the last step of the run has the least, which later ones keep.
+        The last step of warm-up reaches the peak, and the last step of the run the minimum, which later steps keep.
         """
         step = min(step, steps - 1)
         if step < self.warmup_steps:

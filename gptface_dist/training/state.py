@@ -1,4 +1,4 @@
-"""Where a run stands, but for weights and optimizer."""
+"""Progress of a run, without weights and optimizer state."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,17 +8,17 @@ from gptface_dist.data.loader import Position
 
 @dataclass
 class TrainState:
-    """Where a run stands, but for weights and optimizer: what a checkpoint writes beside them."""
+    """Progress of a run, without weights and optimizer state; checkpoints save it as JSON."""
 
     step: int = 0
     """Optimizer steps done."""
     position: Position | None = None
-    """Where the data of the next step begins; None at the very beginning."""
+    """Position in the data of the next step; None before the first step."""
     samples: int = 0
     """Samples trained on, over all ranks."""
     tokens: int = 0
-    """Tokens trained on, over all ranks; padding is not counted."""
+    """Tokens trained on, over all ranks, without padding."""
     seconds: float = 0.0
-    """Time spent in training steps."""
+    """Seconds spent in training steps."""
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each callback keeps (``Callback.state``), by the name of its class."""
+    """States of callbacks (``Callback.state``) by class name."""

@@ -1,6 +1,6 @@
-"""The training loop: read a step's data, do an optimizer step, let the callbacks act.
+"""The training loop: read a step's data, do an optimizer step, call the callbacks.
 
-``prepare`` shows the order in which a run is put together; ``Trainer.train`` is the loop.
+``prepare`` and ``build_trainer`` construct a run in order; ``Trainer.train`` is the loop.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One run on one rank."""
+    """A run on one rank: configuration, engine, loader, callbacks and progress."""
 
     def __init__(
         self,
@@ -48,32 +48,32 @@ class Trainer:
         self.callbacks = callbacks
         self.folder = Path(config.run.folder)
         self.parameters = engine.objective.parameter_count(config.model, vocabulary)
-        """Trainable values of the whole model."""
+        """Number of trainable values of the whole model."""
         self.state = TrainState()
-        """Where the run stands; a callback may replace it in ``start``."""
+        """Progress of the run; a callback may replace it in ``start``."""
         self.stopped_by = ""
-        """Why a callback asked to stop; empty while none did."""
+        """Reason of a requested stop; empty while the run continues."""
         self.update_factor = 1.0
-        """Of the last step's clipped gradient; 0 where its update was skipped."""
+        """Factor of the last step's clipped gradient; 0 if its update was skipped."""
         self._loader, self._evaluation = loader, evaluation
         self._meter = Meter(config.model, vocabulary, config.layout, config.engine.dtype, engine)
 
     def stop(self, reason: str) -> None:
-        """Stop after the present step. All ranks must ask at the same step."""
+        """Stop after the present step. All ranks must call it at the same step."""
         self.stopped_by = reason
 
     def skip_update(self, reason: str) -> None:
-        """In ``before_update``: nothing of this step reaches weights, moments or averages. Its data are not read again."""
+        """In ``before_update``: skip the update of weights, moments and EMA. The run does not read the step's data again."""
         self.update_factor = 0.0
         if self.rank_info.rank == 0:
             log.warning("step %d: update skipped: %s", self.state.step + 1, reason)
 
     def scale_update(self, factor: float) -> None:
-        """In ``before_update``: multiply the clipped gradient. Factors of several callbacks multiply; skipped stays skipped."""
+        """In ``before_update``: scale the clipped gradient. Factors of several callbacks multiply; 0 stays 0."""
         self.update_factor *= factor
 
     def train(self) -> None:
-        """Resume from ``state`` and train to the last step."""
+        """Resume from ``state`` and train to the last step, or until a callback stops the run."""
         with contextlib.ExitStack() as ending:
             for callback in self.callbacks:
                 ending.callback(callback.close, self)
@@ -129,7 +129,7 @@ class Trainer:
 
 
 def check_finite(step: int, result: StepResult) -> None:
-    """Refuse to update with a loss or gradient that is no number: weights stay those of the step before. All ranks agree."""
+    """Raise :class:`UserError` if loss or gradient norm are not finite, before the update. All ranks see the same values."""
     if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
         values = f"loss {result.loss:g}, norm of the gradient {result.grad_norm:g}"
         raise UserError(
@@ -139,7 +139,7 @@ def check_finite(step: int, result: StepResult) -> None:
 
 
 def prepare(config: Config, vocabulary: Vocabulary, watchdog: Watchdog, callbacks: Sequence[Callback]) -> Trainer:
-    """Put a run that was checked together on this rank: process groups, then the rest."""
+    """Create process groups on this rank, then build the trainer of a checked run."""
     groups.join(watchdog.rank_info, watchdog.store, config.run.timeout_s)
     with libraries.quiet_imports():
         groups.start(config.layout, config.run.seed, config.run.timeout_s)
@@ -147,7 +147,7 @@ def prepare(config: Config, vocabulary: Vocabulary, watchdog: Watchdog, callback
 
 
 def build_trainer(config: Config, vocabulary: Vocabulary, rank_info: RankInfo, callbacks: Sequence[Callback]) -> Trainer:
-    """Put data, engine and callbacks of a run together on this rank, whose process groups exist."""
+    """Build loader, engine and trainer on this rank; process groups must exist."""
     data_group, objective = groups.data(), config.build_objective()
     loader = batch_loader(config.data, objective, dist.get_rank(data_group), config.layout.dp)
     engine = Engine(objective, config.model, vocabulary, config.layout, config.run.seed, config.optimizer, config.engine)

@@ -1,4 +1,4 @@
-"""The versions that a run was made with."""
+"""Versions of the software that a run uses."""
 
 import platform
 from importlib import metadata
@@ -9,11 +9,11 @@ PACKAGES = ("torch", "deepspeed", "megatron-core", "triton", "transformer-engine
 
 
 def versions() -> dict[str, str]:
-    """Name -> version of ourselves, Python and the packages that numbers depend on, where installed."""
-    found = {"gptface_dist": gptface_dist.__version__, "python": platform.python_version()}
+    """Name -> version of gptface_dist, Python and the installed ones of :data:`PACKAGES`."""
+    installed = {"gptface_dist": gptface_dist.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

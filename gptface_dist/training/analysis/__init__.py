@@ -1,1 +1,1 @@
-"""What finished runs say, read from their folders."""
+"""Analyses of finished runs, from the metrics in their folders."""

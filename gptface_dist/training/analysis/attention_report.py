@@ -1,4 +1,4 @@
-"""Reports on FP8 attention, read from a run's metrics."""
+"""Reports on FP8 attention as entries of a run's metrics."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,40 +12,40 @@ SATURATED, FLUSHED = "_saturated", "_flushed"
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer."""
+    """Errors of FP8 attention in one layer; errors are relative root mean squares."""
 
     out_error: float
-    """Of the output, against bf16."""
+    """Error of the output against bf16."""
     gradient_error: float | None
-    """The worst of the gradients of q, k, v."""
+    """Largest error of the gradients of q, k, v; None if not measured."""
     fallen_back: bool
-    """Whether it goes on without FP8."""
+    """Whether the layer fell back from FP8."""
     tensors: dict[str, tuple[float, float]]
-    """Of each tensor in FP8, the shares that saturate and that are flushed to zero."""
+    """Fractions of values that saturate / flush to zero in FP8, by tensor."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All layers at one step."""
+    """Reports of all layers at one step."""
 
     step: int
-    """The step."""
+    """Optimizer steps done."""
     layers: dict[int, LayerReport]
-    """By their number in the model."""
+    """Reports by global number of the layer."""
 
 
 def entries(layer: int, report: LayerReport) -> dict[str, float]:
-    """A layer's report as entries of a step's metrics: ``attention/LAYER/out_error`` and so on."""
-    found = {"out_error": report.out_error, "fallen_back": float(report.fallen_back)}
+    """A layer's report as metrics ``attention/LAYER/out_error`` and so on."""
+    metrics = {"out_error": report.out_error, "fallen_back": float(report.fallen_back)}
     if report.gradient_error is not None:
-        found["gradient_error"] = report.gradient_error
+        metrics["gradient_error"] = report.gradient_error
     for name, (saturated, flushed) in report.tensors.items():
-        found |= {name + SATURATED: saturated, name + FLUSHED: flushed}
-    return {f"{PREFIX}{layer:02}/{name}": value for name, value in found.items()}
+        metrics |= {name + SATURATED: saturated, name + FLUSHED: flushed}
+    return {f"{PREFIX}{layer:02}/{name}": value for name, value in metrics.items()}
 
 
 def read(folder: Path, step: int | None = None) -> Report:
-    """The report of a step, or the last one, of the run in a folder; :class:`UserError` where there is none."""
+    """Report of a step (None: the last one) of the run in a folder; :class:`UserError` if there is none."""
     records = read_metrics(folder)
     reported = [record for record in records if any(key.startswith(PREFIX) for key in record)]
     chosen = [record for record in reported if step is None or record["step"] == step]

@@ -1,4 +1,4 @@
-"""Loss curves of runs, drawn together, and how far they are apart."""
+"""Loss curves of several runs in one figure, and their largest differences."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,22 +8,23 @@ from gptface_dist.training.metrics import CONSTANT_GUESS, LOSS, NAME, read_metri
 
 
 def difference(first: Path, second: Path) -> tuple[int, dict[str, float]]:
-    """Steps that both runs have, and the largest relative difference of each loss over these."""
-    one, two = (_by_step(folder) for folder in (first, second))
-    steps = sorted(one.keys() & two.keys())
+    """Number of common steps, and the largest relative difference of each loss over them, by metric."""
+    first_records, second_records = _by_step(first), _by_step(second)
+    steps = sorted(first_records.keys() & second_records.keys())
     if not steps:
         raise UserError(f"{first} and {second} have no step in common")
-    found = {}
-    for name in ("loss", *(LOSS + term for term in terms(one.values()))):
-        pairs = [(one[step][name], two[step][name]) for step in steps if name in one[step] and name in two[step]]
+    differences = {}
+    for name in ("loss", *(LOSS + term for term in terms(first_records.values()))):
+        records = [(first_records[step], second_records[step]) for step in steps]
+        pairs = [(a[name], b[name]) for a, b in records if name in a and name in b]
         if pairs:
-            found[name] = max(abs(a - b) / abs(a) for a, b in pairs)
-    return len(steps), found
+            differences[name] = max(abs(a - b) / abs(a) for a, b in pairs)
+    return len(steps), differences
 
 
 def draw(folders: Sequence[Path], out: Path) -> None:
-    """A picture (any format of matplotlib's) of the loss of each term: every run's training losses as lines, held-out ones as
-    dots, and the least loss of a constant guess on the held-out targets where it was found.
+    """Draw the losses of each term into a picture (any format of matplotlib): training losses as lines, held-out ones as dots,
+    and, if the first run has it, the least loss of a constant guess on the held-out targets as a dotted line.
     """
     import matplotlib as mpl
 
@@ -39,7 +40,7 @@ def draw(folders: Sequence[Path], out: Path) -> None:
         for axis, name in zip(axes, names, strict=True):
             key = LOSS + name
             points = [(step, record[key]) for step, record in train.items() if key in record]
-            # The first run is drawn broad and pale: one that agrees with it stays visible on top.
+            # A broad and pale line for the first run: another run that agrees with it stays visible on top.
             width, alpha = (5.0, 0.35) if number == 0 and len(folders) > 1 else (1.2, 1.0)
             if points:
                 axis.plot(*zip(*points, strict=True), color=color, linewidth=width, alpha=alpha, label=folder.name)

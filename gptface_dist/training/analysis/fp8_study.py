@@ -1,4 +1,4 @@
-"""What FP8 attention costs in loss: runs of several seeds with and without it, on the same data."""
+"""Effect of FP8 attention on the loss: runs of several seeds with and without it, on the same data."""
 
 import itertools
 import math
@@ -19,26 +19,26 @@ from gptface_dist.training.metrics import LOSS, terms
 from gptface_dist.training.trainer import Trainer, build_trainer
 
 KERNELS = ("sdpa", "fp8")
-"""What is compared: PyTorch's attention in the run's precision, and ours in FP8."""
+"""Attention kernels to compare: PyTorch's in the run's precision, and ours in FP8."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How far the held-out losses of runs with FP8 attention are from those without, seed by seed."""
+    """Held-out losses (nats) of runs with and without FP8 attention, by seed."""
 
     plain: list[float]
-    """A loss of each seed without FP8."""
+    """Loss of each seed without FP8."""
     fp8: list[float]
-    """Likewise with FP8."""
+    """Loss of each seed with FP8, in the same order."""
 
     @property
     def gap(self) -> float:
-        """Difference of the means: above 0 where FP8 is worse."""
+        """Difference of the means; positive if FP8 is worse."""
         return statistics.mean(self.fp8) - statistics.mean(self.plain)
 
     @property
     def noise(self) -> float:
-        """Standard error of the difference of two such means, by the spread of both over the seeds."""
+        """Standard error of the difference of the means, from the variance over seeds."""
         return math.sqrt((statistics.variance(self.plain) + statistics.variance(self.fp8)) / len(self.plain))
 
     def within_noise(self) -> bool:
@@ -47,23 +47,23 @@ class Gap:
 
 
 class LastEvaluation(Callback):
-    """Keeps the last evaluation, and tells of steps."""
+    """Keeps the metrics of the last evaluation, and calls ``step`` after each step."""
 
     def __init__(self, step: Callable[[], None]):
         self._step = step
         self.record: dict[str, float] = {}
 
     def after_step(self, run: Trainer, record: dict[str, float]) -> None:
-        """One more."""
+        """Report a step."""
         self._step()
 
     def after_evaluation(self, run: Trainer, record: dict[str, float]) -> None:
-        """Keep it."""
+        """Store the metrics."""
         self.record = record
 
 
 def prepared(config: Config) -> Config:
-    """The run in one process, evaluated at its end only; :class:`UserError` without held-out data."""
+    """The configuration for one process, with one evaluation, at the end; :class:`UserError` without held-out data."""
     if not config.evaluation.sources:
         raise UserError("evaluation.sources is empty: the losses that are compared are those on held-out data")
     evaluation = replace(config.evaluation, interval=config.run.steps)
@@ -77,32 +77,32 @@ def compare(
     step: Callable[[], None],
     done: Callable[[str, int, float], None],
 ) -> dict[str, Gap]:
-    """Train with every seed of initial weights, with each of :data:`KERNELS`, on the same batches; the gap in each loss.
+    """Train once for each seed of initial weights and each of :data:`KERNELS`, on the same batches; returns the gap by loss.
 
-    ``config`` is :func:`prepared`; ``step`` is called after every step, ``done`` with kernel, seed and loss after every run.
-    Starts and ends a world of this one process.
+    ``config`` must be :func:`prepared`. Calls ``step()`` after every step and ``done(kernel, seed, loss)`` after every run.
+    Creates and destroys process groups of this one process.
     """
     if len(seeds) < 2:
         raise UserError(f"at least 2 seeds are needed to know what another seed changes, got {len(seeds)}")
-    found: dict[str, list[dict[str, float]]] = {kernel: [] for kernel in KERNELS}
+    records: dict[str, list[dict[str, float]]] = {kernel: [] for kernel in KERNELS}
     groups.join(RankInfo(), HashStore(), config.run.timeout_s)
     with libraries.quiet_imports():
         groups.start(config.layout, 0, config.run.timeout_s)
     for seed, kernel in itertools.product(seeds, KERNELS):
-        found[kernel].append(train(config, vocabulary, kernel, seed, step))
-        done(kernel, seed, found[kernel][-1]["loss"])
+        records[kernel].append(train(config, vocabulary, kernel, seed, step))
+        done(kernel, seed, records[kernel][-1]["loss"])
     groups.stop_layout()
     groups.stop()
-    names = ["loss", *(LOSS + term for term in terms(found["fp8"]))]
-    return {name: Gap(*([record[name] for record in found[kernel]] for kernel in KERNELS)) for name in names}
+    names = ["loss", *(LOSS + term for term in terms(records["fp8"]))]
+    return {name: Gap(*([record[name] for record in records[kernel]] for kernel in KERNELS)) for name in names}
 
 
 def train(config: Config, vocabulary: Vocabulary, kernel: str, seed: int, step: Callable[[], None]) -> dict[str, float]:
-    """The held-out losses at the end of one run."""
+    """Train one run; returns its held-out metrics at the end."""
     attention = replace(config.engine.attention, kernel=kernel)
-    mine = replace(config, engine=replace(config.engine, attention=attention), run=replace(config.run, seed=seed))
+    run_config = replace(config, engine=replace(config.engine, attention=attention), run=replace(config.run, seed=seed))
     evaluation = LastEvaluation(step)
-    trainer = build_trainer(mine, vocabulary, RankInfo(), [evaluation])
+    trainer = build_trainer(run_config, vocabulary, RankInfo(), [evaluation])
     trainer.train()
     trainer.engine.close()
     return evaluation.record

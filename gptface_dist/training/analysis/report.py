@@ -1,4 +1,4 @@
-"""One HTML page of what a run made: numbers, loss curves, pictures and texts, all inside the one file."""
+"""HTML report of a run in one self-contained file: results, loss curves, pictures and texts."""
 
 import base64
 import html
@@ -16,7 +16,7 @@ from gptface_dist.training.analysis import curves
 from gptface_dist.training.metrics import ACCURACY, CONSTANT_GUESS, LOSS, read_metrics, terms
 
 WIDTH = 640
-"""Pixels to which small pictures are enlarged, at most."""
+"""Largest width in pixels to which small pictures are enlarged."""
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 PAGE = """<!doctype html>
@@ -37,16 +37,16 @@ td, th {{ padding: .2em 1em .2em 0; text-align: right; }} td:first-child {{ text
 
 @dataclass(frozen=True)
 class Section:
-    """A heading over one file: a picture is shown, anything else quoted as text."""
+    """A heading over one file, shown as a picture or quoted as text."""
 
     title: str
-    """The heading."""
+    """Heading of the section."""
     path: Path
-    """The file."""
+    """File to embed; the suffix tells pictures from texts."""
 
     @classmethod
     def parse(cls, text: str) -> "Section":
-        """``TITLE=PATH``."""
+        """Parse ``TITLE=PATH``; :class:`UserError` for any other form."""
         title, equals, path = text.partition("=")
         if not (title and equals and path):
             raise UserError(f"section {text!r} is not of the form TITLE=PATH")
@@ -54,7 +54,7 @@ class Section:
 
 
 def write(out: Path, title: str, run: Path, sections: Sequence[Section]) -> None:
-    """Write the page. :class:`UserError` names a file that is missing; nothing is written then."""
+    """Write the page to ``out``. :class:`UserError` names a missing or broken file; ``out`` is not written then."""
     body = [_results(run), f"<h2>Losses</h2>\n{_curves(run)}"]
     for section in sections:
         shown = (
@@ -65,7 +65,7 @@ def write(out: Path, title: str, run: Path, sections: Sequence[Section]) -> None
 
 
 def _results(run: Path) -> str:
-    """The last evaluation, beside what the best constant guess would score; speed of training."""
+    """Training speed, and the last evaluation beside the best constant guess."""
     held_out, train = read_metrics(run, "evaluation"), read_metrics(run)
     if not train:
         raise UserError(f"{run} has no training step yet")
@@ -89,7 +89,7 @@ def _curves(run: Path) -> str:
 
 
 def _picture(path: Path) -> str:
-    """A picture as it is, a small one enlarged by whole pixels: models that train in minutes draw few."""
+    """``img`` element of a picture; a small one is enlarged by a whole factor."""
     data = _bytes(path)
     try:
         with Image.open(io.BytesIO(data)) as opened:

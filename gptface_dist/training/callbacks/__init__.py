@@ -1,1 +1,1 @@
-"""What happens at the named moments of a run: one file a callback."""
+"""Callbacks of the training loop, one per module."""

@@ -1,4 +1,4 @@
-"""How FP8 attention fares in a run, layer by layer; a layer that it does not suit goes on without it."""
+"""Error of FP8 attention during a run, layer by layer; layers above a limit fall back to the activations' precision."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ log = logging.getLogger(__name__)
 
 
 class AttentionHealth(Callback):
-    """Every so many steps, adds a report on each layer to the step's metrics (:func:`attention_report.entries`).
+    """At an interval, adds a report on each layer to the step's metrics (:func:`attention_report.entries`).
 
-    It looks at what the step's own attention was given. It stands after the hook that saves, whose forward pass of its own is
-    none of the step's, and before those that read the metrics.
+    It records the attention inputs of the step itself. It comes after :class:`Checkpointing`, whose forward pass for the
+    reference outputs must not be recorded, and before the callbacks that read the metrics.
     """
 
     def __init__(self, options: AttentionHealthOptions):
         self._options = options
         self._fallen: list[int] = []
-        self._probe: AttentionRecorder | None = None
+        self._recorder: AttentionRecorder | None = None
 
     def start(self, run: Trainer) -> None:
-        """Layers that fell back before a resumption still do; without a threshold, none does."""
+        """Apply the fallbacks of a resumed run, or drop them without a limit."""
         if self._options.fall_back is None:
             self._fallen = []
         for layer in self._fallen:
             without_fp8(run.engine, layer)
 
     def before_step(self, run: Trainer) -> None:
-        """Look at the step if it is time."""
+        """Start recording if the step is due for a report."""
         if self._options.interval and (run.state.step + 1) % self._options.interval == 0:
-            self._probe = AttentionRecorder(run.engine, self._options.sequences)
-            self._probe.begin()
+            self._recorder = AttentionRecorder(run.engine, self._options.sequences)
+            self._recorder.begin()
 
     def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
-        """Report, and let layers fall back. All ranks find the same."""
-        if self._probe is None:
+        """Add the reports to ``metrics``, and let layers fall back; the same on every rank."""
+        if self._recorder is None:
             return
-        found = self._probe.end(run.config.engine.attention.fp8)
-        self._probe = None
-        for layer, health in found.items():
+        layers = self._recorder.end(run.config.engine.attention.fp8)
+        self._recorder = None
+        for layer, health in layers.items():
             self._judge(run, layer, health)
             tensors = {name: (shares.saturated, shares.flushed) for name, shares in health.shares.items()}
             report = LayerReport(health.out_error, health.gradient_error, layer in self._fallen, tensors)
@@ -71,9 +71,9 @@ class AttentionHealth(Callback):
             )
 
     def state(self) -> dict[str, Any]:
-        """Layers that fell back, of the whole model."""
+        """Layers of the whole model that fell back."""
         return {"fallen_back": self._fallen}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """They are told in :meth:`start`."""
+        """Applied in :meth:`start`."""
         self._fallen = list(state["fallen_back"])

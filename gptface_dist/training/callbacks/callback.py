@@ -1,7 +1,7 @@
-"""What may happen at the named moments of a run: checkpoints, guards, tracking and so on are callbacks, not branches.
+"""Base of the training loop's callbacks: checkpoints, guards, tracking and so on.
 
-Every rank calls every callback at the same moments in the same order, so a callback may communicate; one that must act on one
-rank alone asks ``run.rank_info.rank``.
+Every rank calls the same callbacks in the same order, so a callback may communicate; one for a single rank checks
+``run.rank_info.rank``.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base of all callbacks: does nothing. ``metrics`` holds the step's metrics by name."""
+    """Does nothing; subclasses override methods. ``metrics`` maps names to the step's values."""
 
     def start(self, run: Trainer) -> None:
-        """The engine exists, and weights and position are those the run resumes from."""
+        """The engine exists; callbacks before this one may have loaded weights and state."""
 
     def before_step(self, run: Trainer) -> None:
         """A step is about to begin; ``run.state.step`` steps are done."""
 
     def before_update(self, run: Trainer, result: StepResult) -> None:
-        """The step's gradients are complete, and nothing has changed yet.
+        """The step's gradients are complete; weights and optimizer state have not changed yet.
 
         May call ``run.skip_update(reason)`` or ``run.scale_update(factor)``; all ranks must do the same. ``result`` is in host
-        memory: looking at it does not wait for the device.
+        memory: reading it does not wait for the device.
         """
 
     def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
@@ -36,14 +36,14 @@ class Callback:
         """An evaluation on held-out data is done."""
 
     def stop(self, run: Trainer) -> None:
-        """The loop has ended as it should: all steps are done, or a callback asked to stop."""
+        """The loop has ended regularly: all steps are done, or a callback stopped the run."""
 
     def close(self, run: Trainer) -> None:
-        """The run ends, well or badly: release resources. Must not communicate."""
+        """The run ends, also by an error: release resources. Must not communicate."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint should keep of this callback, as JSON."""
+        """State to save in checkpoints, as JSON values."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Resume from what :meth:`state` gave."""
+        """Load the saved result of :meth:`state`; called only in a resumed run, by ``Checkpointing.start``."""

@@ -1,4 +1,4 @@
-"""Saves a run, and loads the one that it resumes from."""
+"""Saves checkpoints of a run, and loads the one that the run resumes from."""
 
 import logging
 import time
@@ -31,38 +31,38 @@ log = logging.getLogger(__name__)
 
 
 class Checkpointing(Callback):
-    """Saves every so many steps, when asked, and at the end; in ``start``, goes on from the run's latest checkpoint.
+    """Saves at an interval, on request, and at the end; in ``start``, resumes from the run's latest checkpoint.
 
-    It stands before the callbacks that have a state: they start with the run's state, and their own, as they were saved. It
-    saves before the next step, when all callbacks have seen the last one and its evaluation.
+    It comes before the callbacks that have a state, so that they start with the saved state of the run and their own. It saves
+    before the next step, after all callbacks have handled the last one and its evaluation.
     """
 
     def __init__(self, options: CheckpointOptions):
         self._options = options
         self._requested = False
         self._tried = self._saved = 0
-        """Steps of the last checkpoints begun and published; there is none of step 0."""
+        """Step of the last checkpoint started / published; 0 if none."""
         self._origin = ""
         self._metrics: dict[str, float] = {}
         self._waited = 0.0
 
     def start(self, run: Trainer) -> None:
-        """Find what to go on from, and read it."""
+        """Find the checkpoint to resume from, and load it."""
         self._checkpoints = run.folder / folder.FOLDER_NAME
-        # The thread that writes in the background talks over the first of these.
-        self._ranks, self._asking = RankGroup.of_world(), RankGroup.of_world()
-        self._background = Background(self._asking)
+        # The background thread uses the first group, the main thread's `done` the second.
+        self._ranks, self._status_ranks = RankGroup.of_world(), RankGroup.of_world()
+        self._background = Background(self._status_ranks)
         self._reference = _reference_batch(run)
         source = self._source()
         if source is not None:
             self._resume(run, source)
 
     def request(self) -> None:
-        """Save after the present step. All ranks must ask at the same step."""
+        """Save after the present step. All ranks must call it at the same step."""
         self._requested = True
 
     def before_step(self, run: Trainer) -> None:
-        """Save if it is time."""
+        """Save if a checkpoint is due or requested."""
         began = time.perf_counter()
         if self._background.busy and self._background.done():
             self._finish()
@@ -74,42 +74,42 @@ class Checkpointing(Callback):
             self._waited = time.perf_counter() - began
 
     def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
-        """Add ``checkpoint_s``: seconds that training waited for a checkpoint before the step."""
+        """Add ``checkpoint_s``: seconds for which a checkpoint delayed the step."""
         if self._waited:
             metrics["checkpoint_s"], self._waited = self._waited, 0.0
         self._metrics = metrics
 
     def stop(self, run: Trainer) -> None:
-        """Save where the run stops."""
+        """Save the last step, unless it is saved already."""
         self._finish()
         if run.state.step > self._saved:
             self._save(run, asynchronous=False)
             self._finish(last=True)
 
     def _source(self) -> Path | None:
-        """The checkpoint to go on from; :class:`UserError` where it is not as the options want it."""
+        """The checkpoint to resume from, or None; :class:`UserError` if the options forbid it."""
         options = self._options
-        own = None
+        latest = None
         if self._ranks.on_rank0(lambda: self._checkpoints.is_dir() and bool(folder.published(self._checkpoints))):
             if options.resume == "never":
                 raise UserError(
                     f"{self._checkpoints} holds checkpoints and checkpoint.resume is never: choose another run.folder"
                 )
-            own = find(self._checkpoints, self._ranks, options.damaged == "previous")
+            latest = find(self._checkpoints, self._ranks, options.damaged == "previous")
         if options.resume_from:
             named, self._origin = self._ranks.on_rank0(lambda: _named(Path(options.resume_from)))
-            if own is None or self._ranks.on_rank0(lambda: _origin(own)) != self._origin:
+            if latest is None or self._ranks.on_rank0(lambda: _origin(latest)) != self._origin:
                 if reason := damage(named, self._ranks):
                     raise UserError(f"checkpoint.resume_from: {reason}")
                 return Path(named)
-        if own is None and options.resume == "must":
+        if latest is None and options.resume == "must":
             raise UserError(f"{self._checkpoints} holds no checkpoint, and checkpoint.resume is must")
-        return own
+        return latest
 
     def _resume(self, run: Trainer, source: Path) -> None:
         record = self._ranks.on_rank0(lambda: RunRecord.read(source))
-        if found := record.differences(asdict(run.config.model), asdict(run.config.objective), run.vocabulary):
-            raise UserError(f"{source} is of another model: {'; '.join(found)}")
+        if differences := record.differences(asdict(run.config.model), asdict(run.config.objective), run.vocabulary):
+            raise UserError(f"{source} is of another model: {'; '.join(differences)}")
         load_checkpoint(source, run.engine.state, self._ranks)
         run.state = _run_state(record.state)
         self._origin = self._origin or record.origin
@@ -136,10 +136,10 @@ class Checkpointing(Callback):
             origin=self._origin,
             versions=versions(),
         )
-        pieces = collect_shards(run.engine.state.local_shards(), written=True)
+        shards = collect_shards(run.engine.state.local_shards(), written=True)
         dtype = run.config.engine.dtype
         content = Content(
-            pieces=staged(pieces) if asynchronous else pieces,
+            pieces=staged(shards) if asynchronous else shards,
             record=record,
             files={REFERENCE_NAME: ReferenceOutputs(self._reference, outputs, dtype).content()},
         )
@@ -152,7 +152,7 @@ class Checkpointing(Callback):
         self._background.begin(write)
 
     def _finish(self, last: bool = False) -> None:
-        """Wait for what is being written. A failure is the same on every rank; the last one always ends the run."""
+        """Wait for the checkpoint being written. A failure is the same on every rank; if ``last``, it always ends the run."""
         try:
             self._background.wait()
             self._saved = self._tried
@@ -175,9 +175,9 @@ def _origin(path: Path) -> str:
 
 
 def _named(path: Path) -> tuple[Path, str]:
-    """The checkpoint that a path means, and the SHA-256 of its manifest."""
-    found = folder.resolve(path)
-    return found, sha256(found / MANIFEST_NAME)
+    """The checkpoint at a path (:func:`folder.resolve`), and the SHA-256 of its manifest."""
+    checkpoint = folder.resolve(path)
+    return checkpoint, sha256(checkpoint / MANIFEST_NAME)
 
 
 def _run_state(raw: dict[str, Any]) -> TrainState:

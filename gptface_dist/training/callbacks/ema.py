@@ -5,20 +5,20 @@ from gptface_dist.training.trainer import Trainer
 
 
 class EMA(Callback):
-    """Keeps the average where the weights are, sharded as they are; checkpoints write it beside them.
+    """Keeps an EMA of the master weights, with their device and sharding; checkpoints save it.
 
-    It stands before the callback that loads a checkpoint, which overwrites what begins here.
+    It comes before :class:`Checkpointing`, which overwrites the initial EMA with a saved one.
     """
 
     def __init__(self, decay: float):
         self._decay = decay
 
     def start(self, run: Trainer) -> None:
-        """Begin with the weights as they now are."""
+        """Start from the present weights."""
         if self._decay:
             run.engine.state.begin_ema()
 
     def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
-        """Move the average, unless the step's update was skipped."""
+        """Update the EMA, unless the step's update was skipped."""
         if self._decay and run.update_factor:
             run.engine.state.update_ema(self._decay)

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 class MetricsLogger(Callback):
     """``metrics.jsonl`` in the run's folder, written by rank 0.
 
-    A resumed run appends to the same file, without the lines of steps that it repeats.
+    A resumed run appends to the same file, after removing the lines of steps that it repeats.
     """
 
     def __init__(self) -> None:
         self._file: IO[str] | None = None
 
     def start(self, run: Trainer) -> None:
-        """Open the file."""
+        """Open the file on rank 0, and drop lines after the resumed step."""
         if run.rank_info.rank:
             return
         path = run.folder / NAME
@@ -33,11 +33,11 @@ class MetricsLogger(Callback):
         self._file = path.open("a", encoding="utf-8")
 
     def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
-        """Write the step's line."""
+        """Write a line of kind ``train``."""
         self._write(run, "train", metrics)
 
     def after_evaluation(self, run: Trainer, metrics: dict[str, float]) -> None:
-        """Write the evaluation's line."""
+        """Write a line of kind ``evaluation``."""
         self._write(run, "evaluation", metrics)
 
     def _write(self, run: Trainer, kind: str, metrics: dict[str, float]) -> None:
@@ -46,7 +46,7 @@ class MetricsLogger(Callback):
             self._file.flush()
 
     def close(self, run: Trainer) -> None:
-        """Close the file, its lines on disk."""
+        """Flush the file to disk and close it."""
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()

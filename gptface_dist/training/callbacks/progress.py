@@ -1,4 +1,4 @@
-"""What a person watching rank 0 sees: a bar with loss, speed and time left; on a log, a line now and then."""
+"""Progress on rank 0: a bar with loss, speed and remaining time, or lines in a log."""
 
 import time
 
@@ -21,7 +21,7 @@ class ProgressBar(Callback):
         self._first = 0
 
     def start(self, run: Trainer) -> None:
-        """Say what runs, and begin the bar."""
+        """Print model size, layout, steps and folder, and start the bar."""
         if run.rank_info.rank:
             return
         total, self._first, self._began = run.config.run.steps, run.state.step, time.monotonic()
@@ -34,7 +34,7 @@ class ProgressBar(Callback):
             self._bar.start()
 
     def after_step(self, run: Trainer, metrics: dict[str, float]) -> None:
-        """Move the bar, or write a line."""
+        """Advance the bar, or print a line every ``run.log_every`` steps."""
         if run.rank_info.rank:
             return
         parts = [
@@ -52,7 +52,7 @@ class ProgressBar(Callback):
             self._console.print(f"step {step}/{total}: {', '.join(parts)}, {_clock(left)} left")
 
     def after_evaluation(self, run: Trainer, metrics: dict[str, float]) -> None:
-        """Write the evaluation down."""
+        """Print losses, constant guesses and accuracies."""
         if run.rank_info.rank:
             return
         parts = []
@@ -63,14 +63,14 @@ class ProgressBar(Callback):
         self._console.print(f"held out, step {run.state.step}: loss {metrics['loss']:.3f}; {'; '.join(parts)}")
 
     def stop(self, run: Trainer) -> None:
-        """Say how it ended."""
+        """Print steps, tokens, time and the reason of an early stop."""
         if run.rank_info.rank == 0:
             reason = f" ({run.stopped_by})" if run.stopped_by else ""
             tokens = f"{run.state.tokens:,} tokens in {_clock(run.state.seconds)}"
             self._console.print(f"{run.state.step} of {run.config.run.steps} steps done{reason}, {tokens}: {run.folder}")
 
     def close(self, run: Trainer) -> None:
-        """Take the bar away."""
+        """Remove the bar from the terminal."""
         if self._bar is not None:
             self._bar.stop()
 

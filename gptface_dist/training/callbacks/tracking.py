@@ -1,4 +1,4 @@
-"""mlflow: one run, written by rank 0, and gone on with after a resumption."""
+"""Tracking with mlflow: one mlflow run, written by rank 0 and continued when the run resumes."""
 
 import logging
 import os
@@ -16,14 +16,14 @@ from gptface_dist.training.trainer import Trainer
 from gptface_dist.training.versions import versions
 
 RUN_ID = "mlflow-run-id"
-"""File in the run's folder: a run killed before its first checkpoint is gone on with as well."""
+"""File in the run's folder with the mlflow run's id; exists from the start, also for runs without a checkpoint."""
 
 MOST_METRICS = 1000
-"""Metrics that mlflow takes at once."""
+"""Largest number of metrics in one mlflow request."""
 
 
 class Tracking(Callback):
-    """Configuration, versions and metrics, in mlflow."""
+    """Logs configuration, versions and metrics to mlflow."""
 
     def __init__(self, options: TrackingOptions):
         self._options = options
@@ -33,7 +33,7 @@ class Tracking(Callback):
         self._status = "FAILED"
 
     def start(self, run: Trainer) -> None:
-        """Begin the run, or go on with it."""
+        """Create the mlflow run, or continue the one of :data:`RUN_ID`."""
         if run.rank_info.rank or not self._options.mlflow:
             return
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -41,28 +41,28 @@ class Tracking(Callback):
             import mlflow
         except ImportError:
             raise UserError("mlflow is not installed: install gptface_dist[train], or set tracking.mlflow=false") from None
-        # Creating the tables of a new database is told in a line each.
+        # They log a line for each table of a new database.
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         uri = self._options.uri or f"sqlite:///{run.folder.resolve() / 'mlflow.db'}"
-        kept = run.folder / RUN_ID
+        id_file = run.folder / RUN_ID
         try:
             self._client = mlflow.MlflowClient(uri)
-            self._run = kept.read_text(encoding="utf-8").strip() if kept.exists() else ""
+            self._run = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else ""
             if self._run:
                 self._client.update_run(self._run, status="RUNNING")
             else:
                 self._run = self._new_run(run)
-                write_atomically(kept, self._run + "\n")
+                write_atomically(id_file, self._run + "\n")
             self._client.log_artifact(self._run, str(run.folder / run_folder.NAME))
         except mlflow.exceptions.MlflowException as error:
             raise UserError(f"mlflow at {uri}: {str(error).splitlines()[0]}; tracking.mlflow=false goes without") from None
 
     def _new_run(self, run: Trainer) -> str:
         name = self._options.experiment
-        found = self._client.get_experiment_by_name(name)
-        place = None if self._options.uri else (run.folder.resolve() / "mlflow-artifacts").as_uri()
-        experiment = found.experiment_id if found else self._client.create_experiment(name, artifact_location=place)
+        existing = self._client.get_experiment_by_name(name)
+        location = None if self._options.uri else (run.folder.resolve() / "mlflow-artifacts").as_uri()
+        experiment = existing.experiment_id if existing else self._client.create_experiment(name, artifact_location=location)
         created = self._client.create_run(experiment, run_name=self._options.name or run.folder.name, tags=versions())
         run_id: str = created.info.run_id
         for key, value in _flat(run_folder.resolved(run.config)):
@@ -77,11 +77,11 @@ class Tracking(Callback):
         for key, value in metrics.items():
             self._values[key].append(value)
         if run.state.step % self._options.interval == 0 or run.state.step == run.config.run.steps:
-            self._log(run.state.step, {f"train/{key}": sum(found) / len(found) for key, found in self._values.items()})
+            self._log(run.state.step, {f"train/{key}": sum(values) / len(values) for key, values in self._values.items()})
             self._values.clear()
 
     def after_evaluation(self, run: Trainer, metrics: dict[str, float]) -> None:
-        """Log the evaluation."""
+        """Log held-out metrics under ``held_out/``."""
         if self._client is not None:
             self._log(run.state.step, {f"held_out/{key}": value for key, value in metrics.items()})
 
@@ -90,27 +90,27 @@ class Tracking(Callback):
         from mlflow.utils.time import get_current_time_millis
 
         now = get_current_time_millis()
-        found = [Metric(key, value, now, step) for key, value in metrics.items()]
-        for start in range(0, len(found), MOST_METRICS):
-            self._client.log_batch(self._run, found[start : start + MOST_METRICS])
+        entries = [Metric(key, value, now, step) for key, value in metrics.items()]
+        for start in range(0, len(entries), MOST_METRICS):
+            self._client.log_batch(self._run, entries[start : start + MOST_METRICS])
 
     def stop(self, run: Trainer) -> None:
-        """The run ended as it should."""
+        """Set the status: FINISHED after all steps, KILLED after an early stop."""
         self._status = "FINISHED" if run.state.step >= run.config.run.steps else "KILLED"
 
     def close(self, run: Trainer) -> None:
-        """End the run in mlflow."""
+        """End the mlflow run; its status is FAILED unless :meth:`stop` was called."""
         if self._client is not None and self._run:
             self._client.set_terminated(self._run, self._status)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested keys joined by dots, values as YAML in one line, cut to what mlflow takes."""
-    found = []
+    """Nested keys joined by dots, values as YAML in one line, truncated to mlflow's limit."""
+    pairs = []
     for key, value in config.items():
         if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{key}.")
+            pairs += _flat(value, f"{prefix}{key}.")
         else:
             text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
-            found.append((f"{prefix}{key}", text[:6000]))
-    return found
+            pairs.append((f"{prefix}{key}", text[:6000]))
+    return pairs
