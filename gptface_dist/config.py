@@ -1,4 +1,4 @@
-"""Configuration as dataclasses: read from YAML, changed by ``key=value`` overrides, listed with its fields' sentences."""
+"""Load dataclasses from YAML, apply ``key=value`` overrides, list all options with their documentation."""
 
 import ast
 import inspect
@@ -22,8 +22,8 @@ _MISTAKES = (omegaconf.errors.OmegaConfBaseException, yaml.YAMLError)
 def load_config(kind: type[T], path: Path, overrides: list[str]) -> T:
     """Read a YAML file as the dataclass ``kind``; ``overrides`` are ``key.key=value``, the last one wins.
 
-    A part that is the name of a YAML file is read from there, relative to the file that names it; an override that names
-    one, relative to the working folder.
+    A part that is the name of a YAML file is loaded from that file, relative to the file that names it; in an override,
+    relative to the working folder.
 
     :class:`UserError` names the file and the key for unknown keys, missing ones and values of a wrong type.
     """
@@ -37,11 +37,11 @@ def load_config(kind: type[T], path: Path, overrides: list[str]) -> T:
         for name in names:
             loaded.update(_part(OmegaConf.from_dotlist([name]), Path()))
         merged = OmegaConf.merge(OmegaConf.structured(kind), loaded, OmegaConf.from_dotlist(values))
-        found: Any = OmegaConf.to_object(merged)
+        config: Any = OmegaConf.to_object(merged)
     except _MISTAKES as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{path}{f', key {key}' if key else ''}: {_reason(error)}") from None
-    return found
+    return config
 
 
 def override(base: T, overrides: list[str]) -> T:
@@ -65,18 +65,18 @@ def override(base: T, overrides: list[str]) -> T:
 
 @dataclass(frozen=True)
 class Option:
-    """A value that ``key=value`` can set."""
+    """One leaf of a configuration, which ``key=value`` can set."""
 
     key: str
-    """Names of the fields that lead to it, joined by dots."""
+    """Path of field names, joined by dots."""
     value: object
-    """What it is unless overridden."""
+    """Value in the instance that was listed."""
     meaning: str
-    """The sentences under its field."""
+    """The docstring under the field, on one line; empty if it has none."""
 
 
 def options(base: Any, prefix: str = "") -> Iterator[Option]:
-    """All options of a dataclass instance, those of its parts in their place."""
+    """Yield all options of a dataclass instance, those of nested dataclasses included, in field order."""
     meanings = _meanings(type(base))
     for field in fields(base):
         key, value = prefix + field.name, getattr(base, field.name)
@@ -87,7 +87,7 @@ def options(base: Any, prefix: str = "") -> Iterator[Option]:
 
 
 def _meanings(kind: type) -> dict[str, str]:
-    """The strings under the fields in a dataclass's source, by field; Python itself keeps none of them."""
+    """Docstrings of a dataclass's fields, parsed from its source: Python does not keep them."""
     meanings = {}
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     for field, text in pairwise(ast.iter_child_nodes(definition)):
@@ -103,7 +103,7 @@ def _check_form(override: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """One line of an error of OmegaConf or YAML; YAML's first line only says what was being parsed."""
+    """The problem in an error of OmegaConf or YAML as one line; YAML's first line only names the context."""
     return str(getattr(error, "problem", None) or error).split("\n")[0]
 
 
@@ -120,7 +120,7 @@ def _read(path: Path) -> omegaconf.DictConfig:
 
 
 def _part(loaded: omegaconf.DictConfig, folder: Path) -> omegaconf.DictConfig:
-    """The configuration with the parts that are names of YAML files read from those."""
+    """Replace each value that names a YAML file by the content of that file, in place."""
     for key, value in loaded.items():
         if isinstance(value, str) and value.endswith((".yaml", ".yml")):
             loaded[key] = _read(folder / value)

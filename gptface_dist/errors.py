@@ -1,32 +1,32 @@
-"""A user's mistake, damaged files, and any error in one line."""
+"""Errors with one-line messages: mistakes of the user, damaged checkpoints, and any exception in one line."""
 
 from collections.abc import Collection, Iterable
 
 
 class UserError(ValueError):
-    """Input that cannot be worked with. The message is one line: what is wrong, where, and what to do.
+    """Invalid input. The message is one line: what is wrong, where, and what to do.
 
     The ``gptface`` program prints it without a traceback and exits with status 2.
     """
 
 
 class Damaged(Exception):
-    """A folder is not, or no longer, the checkpoint that was published. The message is one line: what, and where."""
+    """A folder is not, or no longer, the published checkpoint. The message is one line: what is wrong, and where."""
 
 
 def not_one_of(name: str, value: object, legal: Iterable[str]) -> str:
-    """What is wrong with an option whose value is none of the legal ones."""
+    """The message for an option whose value is not a legal one; names the option, the legal values and the value."""
     return f"{name} must be one of {', '.join(legal)}, got {value!r}"
 
 
 def check_one_of(name: str, value: object, legal: Collection[str]) -> None:
-    """:class:`UserError` where ``value`` is none of the legal ones."""
+    """Raise :class:`UserError` unless ``value`` is a legal one."""
     if value not in legal:
         raise UserError(not_one_of(name, value, legal))
 
 
 def one_line(error: BaseException) -> str:
-    """Message of an exception, its line breaks and runs of blanks as one blank each."""
+    """Message of an exception, with each run of white space replaced by one blank."""
     return " ".join(str(error).split())
 
 

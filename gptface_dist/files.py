@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, flushed to disk and hashed."""
+"""Write files atomically, flush them to disk, hash them."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, flush it to disk, then give it its name."""
+    """Write a file under a temporary name, flush it to disk, then rename it; readers see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:

@@ -1,4 +1,4 @@
-"""Numbers from text, the same on every machine and in every process."""
+"""Hashes of text that are the same on every machine and in every process."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""The device and backend of this process, and what its machine is."""
+"""Device, backend and memory of this process; description of its machine."""
 
 import ctypes
 import os
@@ -14,15 +14,15 @@ from gptface_dist.errors import UserError
 
 
 def device() -> torch.device:
-    """Where this process computes."""
+    """The current CUDA device, or the CPU without CUDA."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def set_device(local_rank: int) -> torch.device:
-    """Make a GPU this process's own: the one numbered ``local_rank``, or the only one that the process sees, as under
-    ``srun --gpus-per-task=1``. Without CUDA, the CPU. Call it before anything else that uses CUDA.
+    """Select this process's GPU: number ``local_rank``, or the only visible one, as under ``srun --gpus-per-task=1``.
 
-    :class:`UserError` where several GPUs are visible and none has the number.
+    Returns the CPU without CUDA. Call it before anything else that uses CUDA. :class:`UserError` where several GPUs are
+    visible, but not number ``local_rank``.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -37,10 +37,10 @@ def set_device(local_rank: int) -> torch.device:
 
 
 def refuse_shared_gpu(store: Any, rank: int) -> None:
-    """:class:`UserError` where another rank that meets in ``store`` (``torch.distributed``'s) has this process's GPU.
+    """:class:`UserError` where another rank of ``store`` (a ``torch.distributed`` store) has this process's GPU.
 
-    Of the ranks that share a GPU, all but the first to call it raise. NCCL would find out in the first collective, and say
-    it in many lines.
+    Of the ranks that share a GPU, all but the first to call it raise. NCCL would fail in the first collective, with a
+    message of many lines.
     """
     if not torch.cuda.is_available():
         return
@@ -60,27 +60,31 @@ def check_gpus(processes: int) -> None:
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A CPU tensor on the device; CUDA copies it from pinned memory, and this process does not wait for that."""
+    """Copy a CPU tensor to the device; to CUDA from pinned memory and without waiting for the copy."""
     if torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def backend() -> str:
-    """The communication backend that fits the device."""
+    """The ``torch.distributed`` backend for the device: ``nccl`` with CUDA, else ``gloo``."""
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 in hardware. A CPU with no more than AVX2 emulates it: a convolution and its
-    gradient take 22 times as long as in float32 (torch 2.13, one thread of an AMD EPYC, 2026-11-27).
+    """Whether the device multiplies bfloat16 in hardware.
+
+    A CPU without AVX-512 emulates it: a convolution and its gradient take 22 times as long as in float32 (torch 2.13, one
+    thread of an AMD EPYC, 2026-11-27).
     """
     return device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def trim_host_memory() -> None:
-    """Hand memory that the C library has freed back to the system, where that is glibc: it keeps blocks of all sizes that were
-    ever asked for, and a process that works on tensors of changing sizes grows to several times what it uses (docs/notes.md).
+    """Return memory that glibc has freed to the system; does nothing with other C libraries.
+
+    glibc keeps freed blocks of all sizes: a process that works on tensors of changing sizes grows to several times its use
+    (docs/notes.md).
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -88,7 +92,7 @@ def trim_host_memory() -> None:
 
 
 def versions(*packages: str) -> str:
-    """Name and version of each installed package."""
+    """``name version`` of each installed package, joined by commas."""
     return ", ".join(f"{name} {metadata.version(name)}" for name in packages)
 
 

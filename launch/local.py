@@ -1,4 +1,4 @@
-"""The processes of a run on this machine: one each rank, started and ended together."""
+"""Start and end the processes of a run on this machine, one for each rank."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.rendezvous import ADDRESS, rendezvous_store
 
 GRACE = 15.0
-"""Seconds that the others have to end by themselves after the first one failed."""
+"""Seconds between the first failure and the forced end of the other processes."""
 
 
 def run(arguments: Sequence[str], world: int) -> int:
@@ -37,7 +37,7 @@ def _run(arguments: Sequence[str], ranks: Sequence[RankInfo]) -> int:
                 deadline = time.monotonic() + GRACE if failed else deadline
             time.sleep(0.05)
     except KeyboardInterrupt:
-        # The terminal has told the others too: they save what they have and end.
+        # The terminal sends the interrupt to all processes: they save a checkpoint and end.
         _wait(processes, GRACE)
         failed = 130
     finally:

@@ -1,8 +1,8 @@
-"""What the composed engine is compared with: DeepSpeed's own pipeline, and plain PyTorch, both around the plain model.
+"""Baselines of the composed engine: DeepSpeed's own pipeline, and plain PyTorch, both around the plain model.
 
-Each does what :meth:`gptface_dist.engine.engine.Engine.step` does: from this rank's micro-batches to updated weights and the
-loss of the global batch on every rank. Losses are sums divided by global counts; norms are clipped; AdamW is torch's, with the
-same options.
+Each implements the contract of :meth:`gptface_dist.engine.engine.Engine.step`: from this rank's micro-batches to updated
+weights and the loss of the global batch on every rank. Losses are sums divided by global counts; the gradient norm is clipped;
+AdamW is torch's, with the same options.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ from gptface_dist.sequence import PaddedBatch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 TIED = "embeddings"
-"""Name of the module that the first and the last pipeline stage have in common."""
+"""Name of the module that the first and the last pipeline stage share."""
 
 
 class DataParallel:
-    """The plain model and torch's AdamW, under DistributedDataParallel where there is more than one process.
+    """The plain model and torch's AdamW, in DistributedDataParallel if there are several processes.
 
-    Gradients are added over processes once a step. bfloat16 is torch's autocast: weights stay float32.
+    Gradients are reduced over processes once a step. bfloat16 means torch's autocast: weights stay float32.
     """
 
     def __init__(self, work: Workload, optimizer: OptimizerOptions):
@@ -52,7 +52,7 @@ class DataParallel:
 
     def step(self, batches: list[PaddedBatch[Tensor]]) -> float:
         """One optimizer step on this rank's micro-batches; the loss of the global batch."""
-        # DistributedDataParallel averages gradients; these are parts of a sum.
+        # DistributedDataParallel averages gradients, which are parts of a sum here: scale them up.
         scale = _scale(self._objective, batches, dist.group.WORLD) * self._world
         total = torch.zeros((), device=scale.device)
         for number, batch in enumerate(batches):
@@ -71,9 +71,9 @@ class DataParallel:
 
 
 class Pipeline:
-    """DeepSpeed's ``PipelineModule`` of the plain model's own parts, with ZeRO-1.
+    """DeepSpeed's ``PipelineModule`` of the plain model's modules, with ZeRO-1.
 
-    Its stages have equally many layers. Every micro-batch must have the same shape.
+    All stages have the same number of layers. Every micro-batch must have the same shape.
     """
 
     def __init__(self, work: Workload, optimizer: OptimizerOptions, stages: int):
@@ -108,7 +108,7 @@ class Pipeline:
 
     def step(self, batches: list[PaddedBatch[Tensor]]) -> float:
         """One optimizer step on this rank's micro-batches; the loss of the global batch."""
-        # The engine takes means over micro-batches and replicas; these are parts of a sum.
+        # The engine averages over micro-batches and replicas, whose losses are parts of a sum here: scale them up.
         scale = _scale(self._objective, batches, self._group) * (len(batches) * self._replicas)
         self._batch = batches[0]
         return float(self._engine.train_batch(iter([_pack(batch, scale) for batch in batches])))
@@ -145,7 +145,7 @@ def _adam(work: Workload, named: Iterable[tuple[str, nn.Parameter]], options: Op
 
 
 class _Losses(nn.Module):
-    """The plain model from a micro-batch to its summed losses, float32 [terms]: what DistributedDataParallel wraps."""
+    """A micro-batch -> its summed losses, float32 [terms]: the module that DistributedDataParallel wraps."""
 
     def __init__(self, objective: Objective, model: Transformer, dtype: torch.dtype):
         super().__init__()
@@ -158,8 +158,9 @@ class _Losses(nn.Module):
         return torch.stack([each.loss for each in losses])
 
 
-# The plain model's parts as pipeline layers: each takes what the one before gives. Hidden states travel with the lengths, and
-# with the tied words on the last stage, where DeepSpeed hands over the rest of the micro-batch as labels.
+# The plain model's modules as pipeline layers, each with the outputs of the previous one as input. Hidden states are passed
+# with the lengths, and with the tied word embeddings on the last stage, where DeepSpeed passes the rest of the micro-batch as
+# labels.
 
 
 class EmbeddingLayer(Embeddings):
@@ -172,7 +173,7 @@ class EmbeddingLayer(Embeddings):
 
 
 class TransformerLayer(Layer):
-    """Hidden states -> hidden states."""
+    """(hidden states, lengths) -> (hidden states, lengths)."""
 
     def forward(self, carried: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """[B, L, H], int64 [B] -> the same."""
@@ -182,7 +183,7 @@ class TransformerLayer(Layer):
 
 
 class FinalNorm(nn.LayerNorm):
-    """Hidden states -> features."""
+    """(hidden states, lengths) -> (features, lengths)."""
 
     def forward(self, carried: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """[B, L, H], int64 [B] -> the same."""
@@ -190,7 +191,7 @@ class FinalNorm(nn.LayerNorm):
 
 
 class LastStage(nn.Module):
-    """The heads, which an objective asks as it asks the plain model's."""
+    """The heads of the model, with the methods of the plain model that an objective calls."""
 
     def __init__(self, objective: Objective, options: ModelOptions, vocabulary: Vocabulary, built: "list[LastStage]"):
         super().__init__()
@@ -212,17 +213,17 @@ class LastStage(nn.Module):
         return torch.stack([each.loss for each in self.objective.losses(x_BLH, batch, self, {})])
 
     def token_logits(self, x_MH: Tensor, ids: range) -> Tensor:
-        """As of the plain model."""
+        """As :meth:`Transformer.token_logits`."""
         logits: Tensor = self.token_head(x_MH, self._words, ids)
         return logits
 
     def token_loss(self, x_MH: Tensor, labels: Tensor, ids: range) -> tuple[Tensor, Tensor]:
-        """As of the plain model."""
+        """As :meth:`Transformer.token_loss`."""
         return summed_cross_entropy(self.token_logits(x_MH, ids), labels - ids.start)
 
 
 def _pack(batch: PaddedBatch[Tensor], scale: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """What DeepSpeed's pipeline takes: (inputs of the first stage, labels of the last), tensors alone."""
+    """A micro-batch for DeepSpeed's pipeline: (inputs of the first stage, labels of the last), all of them tensors."""
     inputs = (batch.tokens, batch.segments, batch.positions, batch.lengths)
     return inputs, (scale, *(getattr(batch, name) for name in _tensors(batch)))
 
@@ -232,12 +233,12 @@ def _tensors(batch: PaddedBatch[Tensor]) -> list[str]:
 
 
 def _words(embeddings: EmbeddingLayer, carried: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Hand the tied words to the heads."""
+    """Append the tied word embeddings [V, H] to the inputs of the heads."""
     return *carried, embeddings.word.weight
 
 
 def _specs(work: Workload, last: list[LastStage]) -> tuple[list[LayerSpec], list[str]]:
-    """The model as pipeline layers, and the global names' prefix of each one's parameters; ``last`` gets the heads if built."""
+    """Pipeline layers, and the prefix of each one's parameters in the plain model; built heads are appended to ``last``."""
     options, vocabulary = work.model, work.vocabulary
     tied = functools.partial(TiedLayerSpec, TIED, EmbeddingLayer, vocabulary.size, options, tied_weight_attr="word.weight")
     specs = [
@@ -251,7 +252,7 @@ def _specs(work: Workload, last: list[LastStage]) -> tuple[list[LayerSpec], list
 
 
 def _global_name(local: str, prefixes: list[str]) -> str:
-    """A parameter of the ``PipelineModule`` -> its name in the plain model."""
+    """The name in the plain model of a parameter of the ``PipelineModule``."""
     if local.startswith(f"tied_modules.{TIED}."):
         return local.removeprefix("tied_modules.")
     layer, _, rest = local.partition(".")

@@ -1,7 +1,7 @@
-"""How long saving, loading and converting take and how much memory they need, as ratios to DeepSpeed's own.
+"""Benchmark of saving, loading and converting checkpoints: time and memory, as ratios to DeepSpeed's own functions.
 
-Both systems write the state of the same DeepSpeed engine, in the same processes, in turn. Files are read again soon after
-they were written: from the page cache, where memory is large enough.
+Both systems write the state of the same DeepSpeed engine, in the same processes, in turn. Files are loaded soon after they
+were written: from the page cache, if memory is large enough.
 """
 
 import gc
@@ -45,43 +45,43 @@ TAG = "step"
 
 @dataclass(frozen=True)
 class CheckpointWorkload:
-    """What is saved, loaded and converted."""
+    """The training state that is saved, loaded and converted."""
 
     model: ModelOptions
-    """The model."""
+    """Size and form of the model."""
     vocabulary: Vocabulary
-    """Its joint ids."""
+    """The joint ids of the model."""
     layout: Layout
-    """Processes, and the stage of ZeRO."""
+    """Parallel layout, with a ZeRO stage of at least 1."""
     engine: EngineOptions
-    """The precision; master weights and moments are float32 in any case."""
+    """Precision of the engine; master weights and moments are float32 in any case."""
     tokenizers: Path | None
-    """Those of the vocabulary; without them nothing is converted, for a release holds its tokenizers."""
+    """Folder of the vocabulary's tokenizers; None skips the conversion, since a release contains its tokenizers."""
 
 
 @dataclass
 class Measurement:
-    """One way of doing one thing."""
+    """Measurements of one operation by one system."""
 
     what: str
     """``save``, ``load`` or ``convert``."""
     way: str
-    """Whose."""
+    """System: :data:`OURS`, :data:`BACKGROUND`, :data:`THEIRS` or :data:`FLUSHED`."""
     seconds: list[float] = field(default_factory=list)
-    """Of each round; until the slowest process was done."""
+    """Seconds of the slowest process, of each round."""
     memory: list[int] = field(default_factory=list)
-    """Largest resident memory beyond that at the beginning, in bytes, of the process that needed most."""
+    """Peak resident memory beyond that at the start, in bytes, of the process with the highest, of each round."""
     written: int = 0
-    """Bytes on disk."""
+    """Size of the files in bytes."""
 
 
 Progress = Callable[[str], None]
 
 
 def compare(task: CheckpointWorkload, path: Path, rounds: int, progress: Progress) -> list[Measurement]:
-    """Measure everything, each way once a round. ``path`` is an empty folder on the disk in question.
+    """Measure all operations of all systems, each once a round. ``path`` is an empty folder on the disk to measure.
 
-    :class:`UserError` where the layout is none that DeepSpeed can save.
+    :class:`UserError` where DeepSpeed cannot save the layout.
     """
     if task.layout.zero == 0:
         raise UserError("DeepSpeed shards nothing at zero=0: compare at zero 1, 2 or 3")
@@ -94,28 +94,28 @@ def compare(task: CheckpointWorkload, path: Path, rounds: int, progress: Progres
         while not queue.empty():
             what, way, seconds, memory, written = queue.get()
             progress(f"{what}: {way}")
-            one = measured.setdefault((what, way), Measurement(what, way))
-            one.seconds.append(seconds)
-            one.memory.append(memory)
-            one.written = written
+            measurement = measured.setdefault((what, way), Measurement(what, way))
+            measurement.seconds.append(seconds)
+            measurement.memory.append(memory)
+            measurement.written = written
 
     world = task.layout.world
     spawn(_work, world, task, str(path), rounds, queue, threads=share_of_cores(world), poll=drain)
     if task.tokenizers is not None:
         for _ in range(rounds):
             for way in (OURS, THEIRS):
-                # A process of its own: what the last one left in memory would be used again.
+                # A process of its own: memory that an earlier conversion freed would be used again.
                 spawn(_convert, 1, way, task, str(path), queue, threads=share_of_cores(1), poll=drain)
     return list(measured.values())
 
 
 def parts(task: CheckpointWorkload, rounds: int) -> int:
-    """How many parts :func:`compare` reports."""
+    """Number of measurements, and so of calls of ``progress``, in :func:`compare`."""
     return rounds * (6 if task.tokenizers is None else 8)
 
 
 def _work(rank_info: RankInfo, task: CheckpointWorkload, path: str, rounds: int, queue: Any) -> None:
-    """One process of the layout."""
+    """Body of one process of the layout: save and load in turn; rank 0 reports."""
     rank, world = rank_info.rank, rank_info.world
     with libraries.quiet_imports():
         libraries.import_libraries()
@@ -131,7 +131,7 @@ def _work(rank_info: RankInfo, task: CheckpointWorkload, path: str, rounds: int,
             for kind in ("exp_avg", "exp_avg_sq"):
                 local_shard.values[kind].uniform_(0, 1e-3)
         ours, theirs = Path(path, "ours"), Path(path, "theirs")
-        # As large as those of runs: the model may have positions for much longer sequences.
+        # As large as in a run: the model may have positions for much longer sequences.
         grid = (min(16, task.model.rows), min(16, task.model.columns))
         batch = reference_batch(task.vocabulary, grid, min(64, task.model.text_positions - SPECIALS_PER_SEQUENCE))
         answer = ReferenceOutputs(batch, engine.reference_outputs(batch), task.engine.dtype).content()
@@ -139,25 +139,25 @@ def _work(rank_info: RankInfo, task: CheckpointWorkload, path: str, rounds: int,
 
         def content(copied: bool) -> Content:
             state = engine.state
-            pieces = collect_shards(state.local_shards(), written=True)
-            return Content(staged(pieces) if copied else pieces, _record(task, state.updates), {REFERENCE_NAME: answer})
+            shards = collect_shards(state.local_shards(), written=True)
+            return Content(staged(shards) if copied else shards, _record(task, state.updates), {REFERENCE_NAME: answer})
 
         def save_in_background() -> None:
             copy = content(copied=True)
             background.begin(lambda: save_checkpoint(ours, copy, ranks))
 
         def read() -> None:
-            found = folder.latest(ours)
-            assert found is not None
-            assert damage(found, ranks) == ""
-            load_checkpoint(found, engine.state, ranks)
+            latest = folder.latest(ours)
+            assert latest is not None
+            assert damage(latest, ranks) == ""
+            load_checkpoint(latest, engine.state, ranks)
 
         def save_theirs() -> None:
             engine.zero.save_checkpoint(str(theirs), tag=TAG)
 
         def read_theirs() -> None:
-            found, _ = engine.zero.load_checkpoint(str(theirs), tag=TAG)
-            assert found is not None, "DeepSpeed loaded nothing"
+            loaded, _ = engine.zero.load_checkpoint(str(theirs), tag=TAG)
+            assert loaded is not None, "DeepSpeed loaded nothing"
 
         def flush() -> None:
             save_theirs()
@@ -178,12 +178,12 @@ def _work(rank_info: RankInfo, task: CheckpointWorkload, path: str, rounds: int,
             for what, way, act, files in todo:
                 if what == "save" and rank == 0:
                     shutil.rmtree(files, ignore_errors=True)
-                    # The disk has nothing else to do when the clock starts.
+                    # The disk is idle when the clock starts.
                     os.sync()
                 barrier()
                 seconds, memory = _measure(act)
                 background.wait()
-                # Everything else is the same on all ranks.
+                # All other results are the same on all ranks.
                 worst = torch.tensor([seconds, memory], dtype=torch.float64)
                 dist.all_reduce(worst, dist.ReduceOp.MAX, group=ranks.group)
                 if rank == 0:
@@ -194,7 +194,7 @@ def _work(rank_info: RankInfo, task: CheckpointWorkload, path: str, rounds: int,
 
 
 def _convert(_: RankInfo, way: str, task: CheckpointWorkload, path: str, queue: Any) -> None:
-    """One process that converts."""
+    """Body of the single process that converts a checkpoint once."""
     os.environ["TQDM_DISABLE"] = "1"
     with libraries.quiet_imports():
         from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_fp32_state_dict
@@ -219,9 +219,9 @@ def _record(task: CheckpointWorkload, updates: int) -> RunRecord:
 
 
 def _measure(act: Callable[[], object]) -> tuple[float, int]:
-    """Seconds, and the largest resident memory beyond that at the beginning, in bytes."""
+    """Seconds of ``act``, and its peak resident memory beyond that at the start, in bytes."""
     gc.collect()
-    # Linux: the record of the largest resident memory begins anew.
+    # Linux: reset the peak resident memory.
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     began = time.perf_counter()
@@ -231,6 +231,6 @@ def _measure(act: Callable[[], object]) -> tuple[float, int]:
 
 
 def _status(name: str) -> int:
-    """A line of ``/proc/self/status``, in bytes."""
+    """The value of one line of ``/proc/self/status``, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

@@ -1,4 +1,4 @@
-"""How fast samples come, as ratios to a bare webdataset loop over the same files in the same run."""
+"""Benchmark of reading samples, as a ratio to a bare webdataset loop over the same files in the same run."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ class Speed:
     """Samples a second of one way to read the same files."""
 
     name: str
-    """What was timed."""
+    """Name of the way of reading."""
     rounds: list[float]
     """Samples/s of each round."""
     ratios: list[float]
@@ -32,7 +32,7 @@ class Speed:
 def compare(folder: Path, seconds: float, rounds: int, progress: Callable[[str], None]) -> list[Speed]:
     """Time each way to read ``folder`` in turn, ``rounds`` times, in one process; the first is the baseline.
 
-    Every way is warmed up once, so that all read from the page cache.
+    Every way is warmed up once, so that all of them read from the page cache.
     """
     opened = ShardFolder.open(folder)
     if opened.index.samples < 64:
@@ -46,11 +46,11 @@ def compare(folder: Path, seconds: float, rounds: int, progress: Callable[[str],
             if turn >= 0:
                 speeds[name].append(speed)
     base = speeds[BASELINE]
-    return [Speed(name, found, [a / b for a, b in zip(found, base, strict=True)]) for name, found in speeds.items()]
+    return [Speed(name, own, [a / b for a, b in zip(own, base, strict=True)]) for name, own in speeds.items()]
 
 
 def _time(way: Callable[[], Iterator[int]], seconds: float) -> float:
-    """Samples a second; ``way`` yields how many samples have come since its last yield."""
+    """Samples a second; ``way`` yields the number of samples read since its last yield."""
     samples, began = 0, time.perf_counter()
     while True:
         for count in way():
@@ -61,7 +61,7 @@ def _time(way: Callable[[], Iterator[int]], seconds: float) -> float:
 
 
 def _webdataset(folder: ShardFolder) -> Callable[[], Iterator[int]]:
-    """The plainest loop that yields decoded samples: files in order, no shuffling, no checks."""
+    """The simplest loop over decoded samples: files in order, no shuffling, no checks."""
     import webdataset as wds
 
     urls = [str(Path(folder.location) / shard.name) for shard in folder.index.shards]

@@ -1,7 +1,7 @@
-"""How long an optimizer step takes, as ratios to DeepSpeed's own pipeline and to plain PyTorch in the same run.
+"""Benchmark of an optimizer step, as ratios to DeepSpeed's own pipeline and to plain PyTorch in the same run.
 
-All systems start from the same weights, read the same micro-batches and update with the same AdamW; before anything is timed,
-their losses are compared, so that the same work is timed.
+All systems start from the same weights, read the same micro-batches and update with the same AdamW. Their losses are compared
+before anything is timed, so that all timings are of the same work.
 """
 
 import gc
@@ -30,23 +30,23 @@ from gptface_dist.sequence import PaddedBatch
 
 OURS, PIPELINE, PYTORCH = "gptface_dist", "DeepSpeed PipelineModule", "PyTorch DDP"
 WARM_UP = 2
-"""Steps before the clock starts: in the first one optimizer state is made, and ZeRO-3 records the order of parameters."""
+"""Steps before the clock starts: the first one allocates optimizer state, and ZeRO-3 records the order of parameters."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}
 """Largest relative difference of losses between systems that do the same work; in bfloat16 they round at different places."""
 TIMEOUT_S = 300.0
-"""Of collectives."""
+"""Timeout of collectives, in seconds."""
 
 Step = Callable[[list[PaddedBatch[Tensor]]], float]
 
 
 @dataclass(frozen=True)
 class System:
-    """One way to do the work."""
+    """A system with a parallel layout."""
 
     system: str
-    """Whose code: :data:`OURS`, :data:`PIPELINE` or :data:`PYTORCH`."""
+    """Name of the system: :data:`OURS`, :data:`PIPELINE` or :data:`PYTORCH`."""
     layout: Layout
-    """Over how many processes, and how."""
+    """Parallel layout, over all processes."""
 
     def __str__(self) -> str:
         axes = [f"PP{self.layout.pp}"] * (self.layout.pp > 1) + [f"DP{self.layout.dp}"] * (self.layout.dp > 1)
@@ -56,24 +56,24 @@ class System:
 
 @dataclass(frozen=True)
 class Timing:
-    """Step times of one way."""
+    """Step times of one system."""
 
     way: str
-    """What was timed."""
+    """``str`` of the system."""
     seconds: list[float]
     """Seconds a step, of each round."""
     baseline: str
-    """What it is compared with; itself for a baseline."""
+    """``str`` of the system's baseline; a baseline is its own."""
     ratios: list[float]
-    """The baseline's seconds over its own, round by round: above 1 is faster than the baseline."""
+    """The baseline's seconds divided by the system's, of each round: above 1 is faster than the baseline."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a benchmark found."""
+    """Losses and timings of all systems."""
 
     losses: dict[str, list[float]]
-    """Losses of the warm-up steps of every way, from the first step on."""
+    """``str`` of a system -> losses of its warm-up steps, from the first step on."""
     timings: list[Timing]
     """Empty where the losses differ."""
 
@@ -84,9 +84,9 @@ class Comparison:
 
 
 def systems(processes: int) -> dict[System, System]:
-    """What is timed on so many processes -> what it is compared with; baselines come first.
+    """Systems to time on ``processes`` processes -> their baselines; baselines come first.
 
-    On one process plain PyTorch is the only baseline; more must be even, for two pipeline stages.
+    On one process plain PyTorch is the only baseline; a larger number must be even, for two pipeline stages.
     """
     alone = Layout(dp=processes, zero=0)
     pytorch = System(PYTORCH if processes > 1 else "PyTorch", alone)
@@ -105,33 +105,33 @@ def difference(losses: dict[str, list[float]]) -> float:
     """Largest relative difference of a step's losses between two systems; NaN where one is."""
     worst = 0.0
     for first, second in itertools.combinations(losses.values(), 2):
-        for one, other in zip(first, second, strict=True):
-            apart = abs(one - other) / max(abs(one), abs(other), 1e-30)
-            if math.isnan(apart):
-                return apart
-            worst = max(worst, apart)
+        for a, b in zip(first, second, strict=True):
+            relative = abs(a - b) / max(abs(a), abs(b), 1e-30)
+            if math.isnan(relative):
+                return relative
+            worst = max(worst, relative)
     return worst
 
 
 def agree(losses: dict[str, list[float]], dtype: str) -> bool:
-    """Whether all systems did the same work, as far as ``dtype`` can tell."""
+    """Whether the losses of all systems agree within the tolerance of ``dtype``."""
     return difference(losses) <= TOLERANCE[dtype]
 
 
 def timings(seconds: dict[System, list[float]], plan: dict[System, System]) -> list[Timing]:
     """Step times with their ratios to the baselines of ``plan``."""
-    found = []
+    timed = []
     for way, baseline in plan.items():
         ratios = [b / own for b, own in zip(seconds[baseline], seconds[way], strict=True)]
-        found.append(Timing(str(way), seconds[way], str(baseline), ratios))
-    return found
+        timed.append(Timing(str(way), seconds[way], str(baseline), ratios))
+    return timed
 
 
 def compare(work: Workload, processes: int, rounds: int, steps: int, progress: Callable[[str], None]) -> Comparison:
     """Spawn the processes on this machine, compare the losses of all systems, and time each in turn, ``rounds`` times.
 
-    In every round each way is built anew, does the warm-up and then ``steps`` steps by the clock. ``progress`` is called
-    before each with what comes; :func:`parts` says how often. :class:`UserError` where the work cannot be divided.
+    In every round each system is built anew, does the warm-up and then ``steps`` timed steps. ``progress`` is called before
+    each with a description, :func:`parts` times in all. :class:`UserError` where the work cannot be divided.
     """
     plan = systems(processes)
     for way in plan:
@@ -163,20 +163,20 @@ def compare(work: Workload, processes: int, rounds: int, steps: int, progress: C
 
 
 def parts(processes: int, rounds: int) -> int:
-    """How many parts :func:`compare` reports the begin of."""
+    """Number of calls of ``progress`` in :func:`compare`."""
     return len(systems(processes)) * (rounds + 1)
 
 
 def machine(processes: int) -> str:
-    """Hardware, versions and how they are used, for the head of a table."""
+    """Hardware, versions, processes and threads, for the head of a table."""
     used = f"processes x CPU threads {processes} x {share_of_cores(processes)}"
     return f"{host.hardware('torch', 'deepspeed', 'megatron-core')}; {used}, {host.backend()}"
 
 
 def _work(rank_info: RankInfo, work: Workload, rounds: int, steps: int, messages: Any) -> None:
-    """One spawned process."""
+    """Body of one spawned process; rank 0 reports losses and seconds."""
 
-    def tell(kind: str, way: System, value: Any) -> None:
+    def send(kind: str, way: System, value: Any) -> None:
         if rank_info.rank == 0:
             messages.put((kind, way, value))
 
@@ -190,18 +190,18 @@ def _work(rank_info: RankInfo, work: Workload, rounds: int, steps: int, messages
         losses: dict[str, list[float]] = {}
         for turn in range(rounds + 1):
             for way in systems(rank_info.world):
-                tell("next", way, f"{way}: {f'round {turn}' if turn else 'losses'}")
+                send("next", way, f"{way}: {f'round {turn}' if turn else 'losses'}")
                 each = work.micro_batches // way.layout.dp
-                # All three count ranks within a stage first: that number is the replica.
+                # In all three systems consecutive ranks are the replicas of one stage.
                 replica = rank_info.rank % way.layout.dp
-                mine = [micro[replica * each : (replica + 1) * each] for micro in batches]
+                local = [micro[replica * each : (replica + 1) * each] for micro in batches]
                 with _built(way, work) as step:
-                    found = [step(micro) for micro in mine[:WARM_UP]]
+                    warm_up = [step(micro) for micro in local[:WARM_UP]]
                     if turn:
-                        tell("seconds", way, _seconds(step, mine[WARM_UP:]))
+                        send("seconds", way, _seconds(step, local[WARM_UP:]))
                     else:
-                        losses[str(way)] = found
-                        tell("losses", way, found)
+                        losses[str(way)] = warm_up
+                        send("losses", way, warm_up)
                 gc.collect()
             # The same on every rank, so that all of them stop.
             if not agree(losses, work.engine.dtype):
@@ -211,7 +211,7 @@ def _work(rank_info: RankInfo, work: Workload, rounds: int, steps: int, messages
 
 @contextmanager
 def _built(way: System, work: Workload) -> Iterator[Step]:
-    """The function that does one step this way, from initial weights."""
+    """Build a system with initial weights; yields the function that does one step."""
     from gptface_dist.benchmarks.baselines import DataParallel, Pipeline
     from gptface_dist.engine.engine import Engine
     from gptface_dist.parallel import groups
@@ -221,7 +221,7 @@ def _built(way: System, work: Workload) -> Iterator[Step]:
         groups.start(way.layout, work.seed, TIMEOUT_S)
         engine = Engine(work.objective, work.model, work.vocabulary, way.layout, work.seed, optimizer, work.engine)
         yield lambda batches: engine.step(batches).loss
-        # Also takes back what ZeRO-3 replaced in torch, so that the next way is not timed with it.
+        # Also undoes ZeRO-3's patches of torch, so that the next system is not timed with them.
         groups.stop_layout()
     elif way.system == PIPELINE:
         yield Pipeline(work, optimizer, way.layout.pp).step
@@ -230,7 +230,7 @@ def _built(way: System, work: Workload) -> Iterator[Step]:
 
 
 def _seconds(step: Step, batches: list[list[PaddedBatch[Tensor]]]) -> float:
-    """Seconds a step, from when all ranks are ready until all are done."""
+    """Mean seconds a step, from a barrier before the first one to a barrier after the last one."""
     barrier()
     began = time.perf_counter()
     for micro in batches:

@@ -1,4 +1,4 @@
-"""A made-up amount of training work: a model, and batches of captions and pictures that exist nowhere."""
+"""Synthetic training work: a model, and batches of random captions and image codes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,28 +23,28 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Workload:
-    """What one optimizer step has to do, whatever does it."""
+    """The work of one optimizer step, independent of the system that does it."""
 
     model: ModelOptions
-    """The model."""
+    """Size and form of the model; without dropout."""
     micro_batches: int = 8
-    """Micro-batches of the global batch."""
+    """Micro-batches of the global batch, over all replicas."""
     size: int = 4
-    """Sequences of a micro-batch."""
+    """Sequences in a micro-batch."""
     text_length: int = 48
-    """Longest caption in tokens; captions are of all lengths up to this, and padded to it."""
+    """Longest caption in tokens; captions have all lengths up to this, and are padded to it."""
     grid: int = 16
     """Rows and columns of a picture's codes."""
     text_ids: int = 384
-    """Ids of text."""
+    """Number of text ids."""
     image_codes: int = 512
-    """Codes of pictures."""
+    """Number of image codes."""
     objective: Objective = field(default_factory=MilmItm)
-    """What is trained."""
+    """Training objective."""
     engine: EngineOptions = field(default_factory=EngineOptions)
-    """The precision."""
+    """Precision of the engine."""
     seed: int = 0
-    """Of initial weights and batches."""
+    """Seed of initial weights and batches."""
 
     def __post_init__(self) -> None:
         for name in ("micro_batches", "size", "text_length", "grid", "text_ids", "image_codes"):
@@ -65,11 +65,11 @@ class Workload:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The joint ids; their tokenizers do not exist."""
+        """The joint ids, with zeros as hashes: no tokenizers belong to them."""
         return Vocabulary(self.text_ids, self.image_codes, text_sha256="0" * 64, image_sha256="0" * 64)
 
     def batches(self, step: int, device: torch.device | str = "cpu") -> list[PaddedBatch[Tensor]]:
-        """The micro-batches of a step's global batch: all of one shape."""
+        """The micro-batches of a step's global batch, all of one shape; a function of (seed, step)."""
         rng, grid = np.random.default_rng([self.seed, step]), (self.grid, self.grid)
         batch = BatchOptions(text_length=self.text_length, buckets=1)
         build = self.objective.collate(DataConfig("", [], order=StreamOptions(self.seed), batch=batch), self.vocabulary, grid)
@@ -80,7 +80,7 @@ class Workload:
         return [build([block]).tensors(device) for block in blocks]
 
     def work(self, batches: Iterable[PaddedBatch[Tensor]]) -> Work:
-        """What a step on these micro-batches has to compute."""
+        """Token counts of a step on these micro-batches, for the count of its floating-point operations."""
         lengths = [int(length) for batch in batches for length in batch.lengths.tolist()]
         counts = zip(*(self.objective.counts(batch) for batch in batches), strict=True)
         return Work(sum(lengths), sum(length**2 for length in lengths), tuple(map(sum, counts)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from gptface_dist.data import masking
 from gptface_dist.data.masking import MaskingOptions
-from gptface_dist.data.order import random
+from gptface_dist.data.order import keyed_generator
 from gptface_dist.data.stream import Block, DecodedSample, Provenance
 from gptface_dist.data.tokens import TokenSample
 from gptface_dist.errors import UserError
@@ -21,25 +21,24 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """The shape of sequences and the law of pairs."""
+    """Lengths of sequences and distribution of image-text pairs."""
 
     text_length: int = 64
     """Longest caption in tokens; a longer one is cut."""
     buckets: int = 4
     """Number of lengths that batches are padded to, spread evenly from a short caption to ``text_length``."""
     pad_to_multiple_of: int = 16
-    """Every padded length is a multiple of this: of the tensor-parallel size under sequence parallelism, and of what
-    kernels like."""
+    """Padded lengths are multiples of this number. Sequence parallelism needs a multiple of the tensor-parallel size."""
     itm_negative_ratio: float = 0.5
     """Probability that the image of a sample with a caption is another sample's (image-text matching)."""
     hard_pair_ratio: float = 0.0
-    """Share of blocks that train matching alone, unmasked, on crossed pairs: two captions, each with both images. Blocks
-    then have a multiple of 4 samples."""
+    """Share of blocks that train image-text matching alone, unmasked, on crossed pairs: two captions, each with both
+    images. ``order.block`` must then be a multiple of 4."""
 
     def __post_init__(self) -> None:
         if self.text_length < 1 or self.buckets < 1 or self.pad_to_multiple_of < 1:
-            found = (self.text_length, self.buckets, self.pad_to_multiple_of)
-            raise UserError(f"text_length, buckets and pad_to_multiple_of must be at least 1, got {found}")
+            values = (self.text_length, self.buckets, self.pad_to_multiple_of)
+            raise UserError(f"text_length, buckets and pad_to_multiple_of must be at least 1, got {values}")
         if not 0 <= self.itm_negative_ratio < 1:
             raise UserError(f"itm_negative_ratio must be at least 0 and below 1, got {self.itm_negative_ratio}")
         if not 0 <= self.hard_pair_ratio <= 1:
@@ -47,48 +46,48 @@ class BatchOptions:
 
     def lengths(self, image_tokens: int) -> list[int]:
         """The padded lengths, ascending; the last one holds every sequence."""
-        found = set()
+        lengths = set()
         for bucket in range(1, self.buckets + 1):
             length = SPECIALS_PER_SEQUENCE + image_tokens + math.ceil(self.text_length * bucket / self.buckets)
-            found.add(math.ceil(length / self.pad_to_multiple_of) * self.pad_to_multiple_of)
-        return sorted(found)
+            lengths.add(math.ceil(length / self.pad_to_multiple_of) * self.pad_to_multiple_of)
+        return sorted(lengths)
 
 
 @dataclass(frozen=True)
 class MaskedBatch(PaddedBatch[Array]):
-    """Sequences some of whose tokens are to be predicted, and pairs some of which do not belong together."""
+    """A padded batch with the labels of masked tokens and of image-text matching (itm)."""
 
     labels: Array = field(metadata={"pad": IGNORE})
-    """int64 [B, L]: the id to predict, :data:`IGNORE` where none is. Negative pairs have none."""
+    """int64 [B, L]: the id to predict, :data:`IGNORE` elsewhere. Negative pairs have no labels."""
     itm_label: Array = field()
     """int64 [B]: 1 where image and text belong together, 0 where the image is another sample's."""
     masked_text: Array = field()
-    """int64 [M, 2]: (row, column) of each label that is a text id, row by row. The labels say the same, but a GPU that
-    looks for them makes the host wait for how many there are."""
+    """int64 [M, 2]: (row, column) of each label that is a text id, row by row. Derived from ``labels`` on the CPU: on a GPU
+    their number would be known only after a host synchronisation."""
     masked_image: Array = field()
-    """int64 [M, 2]: likewise of image ids."""
+    """int64 [M, 2]: (row, column) of each label that is an image id, row by row."""
     text_origins: list[Provenance] = field(default_factory=list)
-    """Where each text comes from."""
+    """Source, shard and key of each row's text, [B]."""
     image_origins: list[Provenance] = field(default_factory=list)
-    """Where each image comes from."""
+    """Source, shard and key of each row's image, [B]."""
 
 
 @dataclass(frozen=True)
 class SampleRandomness:
-    """What chance decided for one sample."""
+    """All random choices of one sample."""
 
     caption: np.ndarray
-    """int32 [length]: the chosen caption, cut; of length 0 where it is dropped."""
+    """int32 [length]: the chosen caption, cut to ``text_length``; length 0 under text dropout."""
     text_mask: tuple[np.ndarray, np.ndarray]
-    """Chosen tokens and their actions, of one of masking's functions."""
+    """``chosen`` (bool [length]) and ``action`` (int8 [length]), as :func:`masking.mask_text` returns them."""
     image_mask: np.ndarray
-    """Bool [H, W]: :func:`masking.mask_image`, or nothing where captioning or matching alone is trained."""
+    """Bool [H, W]: image tokens to predict; all False for samples that train captioning or itm alone."""
     random_ids: np.ndarray
-    """int64 [k]: text ids for the k tokens that become random ones."""
+    """int64 [k]: ids that replace the k text tokens with action :data:`masking.RANDOM`."""
     swap: float
-    """Uniform draw that decides whether the image is another sample's."""
+    """Uniform in [0, 1): the sample becomes a negative pair below ``itm_negative_ratio``."""
     partner: float
-    """Uniform draw that decides whose."""
+    """Uniform in [0, 1): chooses the image of a negative pair among the candidates."""
 
 
 class BatchBuilder:
@@ -98,8 +97,8 @@ class BatchBuilder:
         vocabulary: the joint ids.
         grid: rows and columns of image codes.
         seed: the run's seed.
-        masking_options: what is to be predicted.
-        options: lengths and pairs.
+        masking_options: distribution of the masked tokens.
+        options: sequence lengths and distribution of pairs.
     """
 
     def __init__(
@@ -114,13 +113,13 @@ class BatchBuilder:
         self._masking, self._options = masking_options, options
         self._layout = SequenceLayout(vocabulary, grid)
         self.lengths = options.lengths(grid[0] * grid[1])
-        """The lengths that batches are padded to."""
+        """Padded lengths, ascending."""
 
     def __call__(self, blocks: list[Block[TokenSample]]) -> MaskedBatch[np.ndarray]:
         """One batch of all samples of the blocks, padded to the shortest of ``lengths`` that holds them."""
         texts, images, draws = [], [], []
         for block in blocks:
-            rng = random("crossed", self._seed, block.number)
+            rng = keyed_generator("crossed", self._seed, block.number)
             crossed = rng.random() < self._options.hard_pair_ratio
             drawn = [self._draw(sample, whole=crossed) for sample in block.samples]
             pairs = self._crossed(block.samples, drawn, rng) if crossed else self._swapped(block.samples, drawn)
@@ -130,8 +129,8 @@ class BatchBuilder:
         return self._assemble(texts, images, draws)
 
     def _draw(self, sample: DecodedSample[TokenSample], whole: bool) -> SampleRandomness:
-        """All that is random about a sample, in a fixed order of draws; ``whole``: nothing is masked."""
-        rng = random("sample", self._seed, sample.origin.epoch, sample.origin.key)
+        """Draw all random choices of a sample in a fixed order; ``whole`` masks nothing."""
+        rng = keyed_generator("sample", self._seed, sample.origin.epoch, sample.origin.key)
         which, swap, partner, task = rng.random(4).tolist()
         caption = sample.value.caption(int(which * len(sample.value.captions)))[: self._options.text_length]
         if whole or task < self._masking.captioning_ratio:
@@ -146,9 +145,9 @@ class BatchBuilder:
         return SampleRandomness(caption, text_mask, image_mask, random_ids, swap, partner)
 
     def _swapped(self, samples: list[DecodedSample[TokenSample]], draws: list[SampleRandomness]) -> list[tuple[int, int]]:
-        """Each caption with its own image, or with one that it does not describe.
+        """(text, image) indices: each caption with its own image, or with one that it does not describe.
 
-        A dropped caption says nothing, which is true of every image: such a sample keeps its own and counts as matched.
+        An empty caption is true of every image: a sample under text dropout keeps its own image and is a positive pair.
         """
         described = self._described(samples)
         partners = list(range(len(samples)))
@@ -163,10 +162,10 @@ class BatchBuilder:
     def _crossed(
         self, samples: list[DecodedSample[TokenSample]], draws: list[SampleRandomness], rng: np.random.Generator
     ) -> list[tuple[int, int]]:
-        """Each caption with its own image and with another one's, of half of the samples, drawn by chance.
+        """(text, image) indices: crossed pairs of a random half of the samples, each caption with both images of its pair.
 
-        Every caption and every image is in as many matched as swapped pairs, so that only what they say of each other tells
-        the two apart. Where a caption describes both images, four samples stay as they are instead.
+        Every caption and every image is in as many positive as negative pairs, so that neither alone predicts the label.
+        Four samples keep their own images instead where a caption describes both.
         """
         described = self._described(samples)
         pairs: list[tuple[int, int]] = []
@@ -176,7 +175,7 @@ class BatchBuilder:
         return pairs
 
     def _described(self, samples: list[DecodedSample[TokenSample]]) -> list[set[bytes]]:
-        """The captions of each image, cut as they are used."""
+        """The ids of each image's captions as bytes, cut to ``text_length``."""
         return [_texts(sample.value.captions[:, : self._options.text_length]) for sample in samples]
 
     def _assemble(
@@ -209,7 +208,7 @@ class BatchBuilder:
         image: DecodedSample[TokenSample],
         drawn: SampleRandomness,
     ) -> None:
-        """Write one sequence into its row, and what is to be predicted into ``labels`` (int64 [L]; None: nothing is)."""
+        """Write one sequence into its row, and its labels into ``labels`` (int64 [L]; None for negative pairs)."""
         ids, codes = self._vocabulary, image.value.codes
         if codes.shape != self._grid:
             raise UserError(

@@ -1,4 +1,4 @@
-"""A folder of indexed shards, on disk or behind a URL, and its members by shard and extent."""
+"""Read members of indexed shards, in a folder or behind a URL, by shard number and extent."""
 
 import os
 import zlib
@@ -34,7 +34,7 @@ class ShardFile:
         return data
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file; a temporary copy of a remote shard is deleted."""
         self._file.close()
 
 
@@ -45,7 +45,7 @@ class ShardFolder:
     location: str
     """Folder, or URL of a folder, that holds ``index.json`` and the sidecars."""
     index: Index
-    """What it holds."""
+    """The content of ``index.json``."""
 
     @classmethod
     def open(cls, location: str | Path) -> "ShardFolder":
@@ -100,8 +100,8 @@ class ShardFolder:
     def open_shard(self, shard: int) -> ShardFile:
         """Open shard number ``shard``; :class:`Unreadable` when it is missing.
 
-        :class:`UserError` when it is the network, the server or this process that fails: that says nothing about the
-        data, and to go on with other samples would make the order depend on it.
+        :class:`UserError` when the network, the server or this process fails: such a failure says nothing about the data,
+        and replacing samples because of it would make the order depend on it.
         """
         name = self.index.shards[shard].name
         try:
@@ -113,7 +113,7 @@ class ShardFolder:
 
 
 def _judged(error: OSError, what: str) -> Unreadable | UserError:
-    """Whether a failure is a fact about the data or one of the moment."""
+    """:class:`Unreadable` for a lasting fault of the data, :class:`UserError` for a failure that may pass."""
     if isinstance(error, remote.Refused | FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return Unreadable(f"{what}: {error}")
     return UserError(f"{what}: {error}: nothing was skipped; go on from the last checkpoint when it can be read again")

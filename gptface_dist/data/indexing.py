@@ -1,4 +1,4 @@
-"""Indexing shards that others wrote: every tar is read once, and what it holds goes into its sidecar and ``index.json``."""
+"""Index shards of any origin: read every tar once and write its sidecar and ``index.json``."""
 
 import re
 import tempfile
@@ -23,7 +23,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28
 
 @dataclass(frozen=True)
 class Shards:
-    """Tars that are to be indexed."""
+    """The tars that :func:`index` reads, and the folder it writes to."""
 
     base: str
     """Folder that holds the tars; empty where ``names`` are whole URLs."""
@@ -33,22 +33,22 @@ class Shards:
     """Folder for the sidecars and ``index.json``."""
 
     def address(self, name: str) -> str:
-        """Path or URL of one of them."""
+        """Path or URL of the tar ``name``."""
         return str(Path(self.base) / name) if self.base else name
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """What came of one shard."""
+    """Result of indexing one shard."""
 
     entry: ShardEntry
-    """Its line in the index."""
+    """The shard's line in ``index.json``."""
     problems: list[str]
     """Damage and repeated names, one line each."""
     kept: bool
-    """Its sidecar was there and still fits, so that it was not read again."""
+    """Whether a fitting sidecar of an earlier run was kept, so that the tar was not read."""
     kind: str
-    """``tokens`` where its first sample is one of those, else ``pictures``."""
+    """``tokens`` where the first sample has image codes, else ``pictures``."""
 
 
 def find_shards(source: str, out: Path | None) -> Shards:
@@ -106,8 +106,8 @@ def expand_braces(pattern: str) -> list[str]:
 def index(shards: Shards, workers: int = 2, force: bool = False) -> Iterator[Indexed]:
     """Index all shards, in order, and write ``index.json`` after the last.
 
-    A sidecar that fits its tar (same size, not older) is kept unless ``force``, so that an interrupted run goes on where
-    it was. ``kind`` and ``meta`` of an ``index.json`` that is there are kept.
+    A sidecar that fits its tar (same size, not older) is kept unless ``force``, so that an interrupted run resumes at the
+    first shard without one. ``kind`` and ``meta`` of an existing ``index.json`` are kept.
     """
     _check_writable(shards.out)
     kind, meta = _previous(shards.out)
@@ -129,7 +129,7 @@ class _Job:
 
 
 def open_address(address: str) -> BinaryIO:
-    """A tar on disk, or a copy of one behind a URL; :class:`OSError` where it cannot be had."""
+    """Open a tar on disk, or a temporary copy of one behind a URL; :class:`OSError` when it cannot be read."""
     return remote.download(address) if remote.is_url(address) else Path(address).open("rb")
 
 
@@ -156,18 +156,18 @@ def _index_shard(job: _Job) -> Indexed:
 
 
 def _fitting_sidecar(path: Path, address: str) -> Sidecar | None:
-    """The sidecar at ``path`` if it can be the one of the tar as it is now."""
+    """The sidecar at ``path`` if size and time of the tar agree with it, else None."""
     try:
         made = path.stat().st_mtime
         if remote.is_url(address):
-            found = remote.size_and_time(address)
+            current = remote.size_and_time(address)
         else:
             status = Path(address).stat()
-            found = status.st_size, status.st_mtime
+            current = status.st_size, status.st_mtime
         sidecar = Sidecar.from_json(path.read_bytes(), str(path))
     except (OSError, UserError):
         return None
-    return sidecar if found is not None and found[0] == sidecar.size and found[1] <= made else None
+    return sidecar if current is not None and current[0] == sidecar.size and current[1] <= made else None
 
 
 def _refuse_foreign(file: BinaryIO, address: str) -> None:
@@ -189,7 +189,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _previous(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Kind and meta of the index that is there; an unreadable one is rebuilt without them."""
+    """Kind and meta of an existing index; (None, {}) where it is missing or unreadable."""
     path = folder / INDEX_NAME
     try:
         previous = Index.from_json(path.read_bytes(), str(path))

@@ -1,4 +1,4 @@
-"""Dealing the run's blocks to data-parallel ranks and worker processes, and the position to resume from.
+"""Split the run's blocks over data-parallel ranks and worker processes; keep the position to resume from.
 
 The global batch of a step is a row of consecutive blocks. Rank ``r`` of ``R`` takes the ``r``-th part of the row and cuts
 it into micro-batches; worker processes prepare them in turn. What a step holds depends on none of this.
@@ -24,19 +24,19 @@ Item = TypeVar("Item")
 log = logging.getLogger(__name__)
 
 BAD_COUNTED_FROM = 1000
-"""Samples from which on the share of bad ones counts; before, that many are taken as seen."""
+"""The share of bad samples is taken of at least this many, so that an early bad sample does not stop the run."""
 
 
 @dataclass(frozen=True)
 class BatchSharding:
-    """How the global batch is dealt."""
+    """How the global batch is split over data-parallel ranks and micro-batches."""
 
     global_batch: int
     """Samples of one optimizer step, over all ranks."""
     micro_batch: int
     """Samples of one forward pass on one rank."""
     block: int
-    """Samples that stay together."""
+    """Consecutive samples that stay in one micro-batch."""
     rank: int = 0
     """This data-parallel rank."""
     ranks: int = 1
@@ -68,15 +68,15 @@ class BatchSharding:
 
     def blocks_of(self, start: int, number: int) -> range:
         """Blocks of this rank's micro-batch ``number`` (0, 1, ...), counted from a step that begins at block ``start``."""
-        step, place = divmod(number, self.micro_batches)
+        step, micro_batch = divmod(number, self.micro_batches)
         size = self.micro_batch // self.block
-        first = start + step * self.blocks + self.rank * (self.blocks // self.ranks) + place * size
+        first = start + step * self.blocks + self.rank * (self.blocks // self.ranks) + micro_batch * size
         return range(first, first + size)
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands in its data: valid on any number of ranks and workers."""
+    """The position of a run in its data; valid on any number of ranks and workers."""
 
     block: int
     """First block of the next step."""
@@ -84,37 +84,41 @@ class Position:
     """Hash of what the order depends on: :attr:`BlockReader.order_id`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The fields as plain values, as a checkpoint stores them."""
         return asdict(self)
 
 
 class _MicroBatches(torch.utils.data.Dataset[tuple[Item, list[Substitution]] | UserError], Generic[T, Item]):
     """This rank's micro-batches by number; every worker process opens its own reader.
 
-    A :class:`UserError` is handed over as an item: torch would wrap one that is raised into a traceback of many lines.
+    A :class:`UserError` is returned as an item: torch would wrap a raised one into a traceback of many lines.
     """
 
     def __init__(
-        self, reader: Callable[[], BlockReader[T]], collate: Callable[[list[Block[T]]], Item], deal: BatchSharding, start: int
+        self,
+        reader: Callable[[], BlockReader[T]],
+        collate: Callable[[list[Block[T]]], Item],
+        sharding: BatchSharding,
+        start: int,
     ):
-        self._make_reader, self._collate, self._deal, self._start = reader, collate, deal, start
+        self._make_reader, self._collate, self._sharding, self._start = reader, collate, sharding, start
         self._reader: BlockReader[T] | None = None
 
     def __getitem__(self, number: int) -> tuple[Item, list[Substitution]] | UserError:
         if self._reader is None:
             self._reader = self._make_reader()
         try:
-            blocks = [self._reader.read(block) for block in self._deal.blocks_of(self._start, number)]
+            blocks = [self._reader.read(block) for block in self._sharding.blocks_of(self._start, number)]
             return self._collate(blocks), [replaced for block in blocks for replaced in block.replaced]
         except UserError as error:
             return error
 
 
 def _end_with_parent(_worker: int) -> None:
-    """Of a worker: a rank that is killed leaves none behind.
+    """End a worker process when its rank is killed.
 
-    torch's own (2.13) see that their parent is gone, and then wait for ever for somebody to take the batch that they were
-    writing into a pipe.
+    The watchdog of torch's workers (2.13) notices that the parent is gone, but the worker then blocks for ever on the pipe
+    that it writes a batch into.
     """
     when_parent_ends(lambda: os._exit(1))
 
@@ -124,8 +128,8 @@ class Loader(Generic[T, Item]):
 
     Args:
         reader: makes the reader of blocks; called once in each worker process, so it must be picklable.
-        collate: makes a micro-batch of blocks; picklable too.
-        deal: this rank's part.
+        collate: makes a micro-batch of blocks; must be picklable, too.
+        sharding: this rank's part of the global batch.
         workers: worker processes; 0 prepares batches in the calling process.
         max_bad_fraction: share of unreadable samples past which the run stops.
     """
@@ -134,7 +138,7 @@ class Loader(Generic[T, Item]):
         self,
         reader: Callable[[], BlockReader[T]],
         collate: Callable[[list[Block[T]]], Item],
-        deal: BatchSharding,
+        sharding: BatchSharding,
         workers: int = 0,
         max_bad_fraction: float = 0.01,
     ):
@@ -142,17 +146,17 @@ class Loader(Generic[T, Item]):
             raise UserError(f"workers must be 0 or more, got {workers}")
         if not 0 <= max_bad_fraction <= 1:
             raise UserError(f"max_bad_fraction must lie between 0 and 1, got {max_bad_fraction}")
-        self._reader, self._collate, self._deal = reader, collate, deal
+        self._reader, self._collate, self._sharding = reader, collate, sharding
         self._workers, self._max_bad_fraction = workers, max_bad_fraction
         self.seen = 0
         """Samples delivered to this rank since it started."""
         self.bad = 0
-        """Of these, stand-ins for unreadable ones."""
+        """How many of ``seen`` replace unreadable samples."""
         self.skipped = 0
-        """Of these, stand-ins for samples on the skip list."""
+        """How many of ``seen`` replace samples on the skip list."""
 
     def steps(self, start: Position | None = None) -> Iterator[tuple[list[Item], Position]]:
-        """Endlessly: a step's micro-batches of this rank, and the position after it.
+        """Yield each step's micro-batches of this rank and the position after it, without end.
 
         ``start`` is the position after the last step of an earlier run; :class:`UserError` when its data or order differ.
         """
@@ -165,7 +169,7 @@ class Loader(Generic[T, Item]):
                 "weights, seed, block, streams and window must be those it began with"
             )
         first = 0 if start is None else start.block
-        dataset = _MicroBatches(self._reader, self._collate, self._deal, first)
+        dataset = _MicroBatches(self._reader, self._collate, self._sharding, first)
         context = multiprocessing.get_context("spawn") if self._workers else None
         batches: Any = torch.utils.data.DataLoader(
             dataset,
@@ -175,44 +179,44 @@ class Loader(Generic[T, Item]):
             multiprocessing_context=context,
             collate_fn=_as_is,
             worker_init_fn=_end_with_parent,
-            # Its own generator: otherwise torch draws worker seeds from the global one, and data would disturb dropout.
+            # Its own generator: torch would draw worker seeds from the global one, and dropout would depend on the loader.
             generator=torch.Generator(),
         )
         prepared = iter(batches)
         for step in itertools.count(1):
             items = []
-            for _ in range(self._deal.micro_batches):
+            for _ in range(self._sharding.micro_batches):
                 item = next(prepared)
                 if isinstance(item, UserError):
                     raise item
                 item, replaced = item
                 self._count(replaced)
                 items.append(item)
-            yield items, Position(first + step * self._deal.blocks, order_id)
+            yield items, Position(first + step * self._sharding.blocks, order_id)
 
     def read(self, step: int) -> tuple[list[Item], list[Substitution]]:
-        """One step's micro-batches of this rank, counted from the run's beginning, and what was replaced in them."""
-        dataset = _MicroBatches(self._reader, self._collate, self._deal, step * self._deal.blocks)
+        """Micro-batches and substitutions of this rank in one step, counted from the run's beginning."""
+        dataset = _MicroBatches(self._reader, self._collate, self._sharding, step * self._sharding.blocks)
         items, replaced = [], []
-        for number in range(self._deal.micro_batches):
-            found = dataset[number]
-            if isinstance(found, UserError):
-                raise found
-            items.append(found[0])
-            replaced += found[1]
+        for number in range(self._sharding.micro_batches):
+            loaded = dataset[number]
+            if isinstance(loaded, UserError):
+                raise loaded
+            items.append(loaded[0])
+            replaced += loaded[1]
         return items, replaced
 
     def _count(self, replaced: list[Substitution]) -> None:
-        self.seen += self._deal.micro_batch
-        for one in replaced:
-            if one.skipped:
+        self.seen += self._sharding.micro_batch
+        for substitution in replaced:
+            if substitution.skipped:
                 self.skipped += 1
                 continue
             self.bad += 1
-            log.warning("bad sample %s: %s; in its place: %s", one.origin, one.reason, one.by)
+            log.warning("bad sample %s: %s; in its place: %s", substitution.origin, substitution.reason, substitution.by)
         allowed = self._max_bad_fraction * max(self.seen, BAD_COUNTED_FROM)
         if self.bad > allowed:
-            last = next(one for one in reversed(replaced) if not one.skipped)
+            last = next(substitution for substitution in reversed(replaced) if not substitution.skipped)
             raise UserError(
                 f"{self.bad} of {self.seen} samples could not be read, more than max_bad_fraction {self._max_bad_fraction:g} "
                 f"allows; the last one is {last.origin}: {last.reason}. `gptface data verify` lists them all"
@@ -227,5 +231,5 @@ class _Count(torch.utils.data.Sampler[int]):
 
 
 def _as_is(item: T) -> T:
-    """Batches stay what ``collate`` made; without this, torch would turn arrays into tensors in shared memory."""
+    """Keep batches as ``collate`` made them; torch's default would turn arrays into tensors in shared memory."""
     return item

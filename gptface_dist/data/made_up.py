@@ -1,4 +1,4 @@
-"""Samples that exist nowhere, for proofs and benchmarks."""
+"""Synthetic samples for parity runs and benchmarks."""
 
 import numpy as np
 

@@ -1,13 +1,13 @@
-"""Which tokens the model has to predict: spans of text, blocks of image.
+"""Choose the tokens to predict: spans of text, blocks of image.
 
 Text follows SpanBERT (Joshi et al. 2020): span lengths are geometric with p = 0.2, cut at 10 (mean 3.797), until 15 % of
 the tokens are covered; each span is replaced by [MASK] (80 %), by random tokens (10 %), or kept (10 %), one draw a span.
 Images are masked in two-dimensional blocks at a ratio cos(pi u / 2), u ~ U(0, 1), as in MaskGIT (Chang et al. 2022), which
-reaches 100 %: generation from nothing is trained. Both are reconstructions: GPTFace's own numbers are not public.
+reaches 100 %, so that generation from an empty grid is trained. Both are reconstructions: GPTFace's numbers are not public.
 
-Two shares of the samples are masked otherwise. 15 % of a text hardly trains captioning from nothing, so in ``captioning_ratio``
-of them the text is masked by the cosine law and the image left whole. Classifier-free guidance (Ho and Salimans 2022) compares
-with a model that has seen images without text, so ``text_dropout`` of them have no text.
+Two shares of the samples are masked otherwise. Masking 15 % of a text hardly trains captioning, so a ``captioning_ratio`` of
+the samples have a whole image and a text masked at the cosine ratio. Classifier-free guidance (Ho and Salimans 2022) needs a
+model trained on images without text, so a ``text_dropout`` of the samples have an empty text.
 """
 
 import functools
@@ -19,33 +19,33 @@ import numpy as np
 from gptface_dist.errors import UserError
 
 KEEP, MASK, RANDOM = 0, 1, 2
-"""What stands in the place of a token that is to be predicted."""
+"""Input in place of a token to predict: the token itself, [MASK], or a random text token."""
 
 
 @dataclass(frozen=True)
 class MaskingOptions:
-    """The law of masking."""
+    """Distribution of the tokens to predict."""
 
     spans: bool = True
     """Mask spans of text and blocks of image; False masks the same number of tokens independently (for ablation)."""
     text_ratio: float = 0.15
     """Share of text tokens to predict, rounded to whole tokens, at least one."""
     span_p: float = 0.2
-    """Parameter of the geometric law of span lengths."""
+    """Parameter of the geometric distribution of span lengths."""
     span_longest: int = 10
-    """Longest span."""
+    """Longest span of text, in tokens."""
     mask_share: float = 0.8
     """Share of text spans replaced by [MASK]."""
     random_share: float = 0.1
-    """Share of text spans replaced by random text tokens; the rest stay as they are."""
+    """Share of text spans replaced by random text tokens; the rest are kept unchanged."""
     block_smallest: int = 4
-    """Fewest image tokens that a block aims at."""
+    """Smallest target size of a block, in image tokens."""
     block_aspect: float = 3.0
     """Largest ratio of a block's sides."""
     captioning_ratio: float = 0.2
-    """Share of samples that train captioning: the image is left whole, the text masked by the cosine law, up to all of it."""
+    """Share of samples that train captioning: a whole image, and a text masked at the cosine ratio, up to all of it."""
     text_dropout: float = 0.1
-    """Share of samples that are given an empty text, for classifier-free guidance."""
+    """Share of samples whose text is dropped, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
         if not 0 < self.text_ratio <= 1:
@@ -69,18 +69,18 @@ class MaskingOptions:
 
 @functools.cache
 def span_law(p: float, longest: int) -> np.ndarray:
-    """float64 [longest]: cumulative P(length <= k), k = 1 .. longest, of the geometric law cut at ``longest``."""
+    """float64 [longest]: cumulative P(length <= k), k = 1 .. longest, of the geometric distribution cut at ``longest``."""
     weights = p * (1 - p) ** np.arange(longest)
     return np.cumsum(weights / weights.sum())
 
 
 def span_lengths(count: int, options: MaskingOptions, rng: np.random.Generator) -> np.ndarray:
-    """int64 [count]: span lengths drawn from the law, before the end of a text cuts one short."""
+    """int64 [count]: span lengths drawn from :func:`span_law`; the end of a text may still cut one short."""
     return 1 + np.searchsorted(span_law(options.span_p, options.span_longest), rng.random(count), side="right")
 
 
 def budget(length: int, ratio: float) -> int:
-    """Text tokens to predict: ``ratio`` of ``length``, halves rounded up, at least one where there is any."""
+    """Number of text tokens to predict: ``ratio * length``, halves rounded up, at least 1 unless ``length`` is 0."""
     return 0 if length == 0 else max(1, math.floor(ratio * length + 0.5))
 
 
@@ -130,20 +130,20 @@ def mask_caption(length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
 
 def mask_nothing(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`mask_text`, where nothing is to be predicted."""
+    """As :func:`mask_text`, with no token chosen."""
     return np.zeros(length, dtype=bool), np.full(length, KEEP, dtype=np.int8)
 
 
 def cosine_ratio(u: float) -> float:
-    """The cosine law: share of tokens to predict for a uniform draw ``u`` in [0, 1); mean 2 / pi."""
+    """Share of tokens to predict for a uniform draw ``u`` in [0, 1): ``cos(pi u / 2)``, mean 2 / pi."""
     return math.cos(math.pi * u / 2)
 
 
 def mask_image(height: int, width: int, options: MaskingOptions, rng: np.random.Generator) -> np.ndarray:
     """bool [height, width]: the image tokens to predict, ``ceil(cosine_ratio(u) * height * width)`` of them.
 
-    Every block is centred on a token that is not yet masked and clipped to the grid; the last one keeps only as many
-    tokens as the number asks for. All of them become [MASK].
+    Every block is centred on a token that is not yet masked and clipped to the grid; the last block is cut to reach the
+    number exactly. All chosen tokens become [MASK].
     """
     total = height * width
     left = min(total, max(1, math.ceil(cosine_ratio(rng.random()) * total)))

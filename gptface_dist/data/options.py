@@ -1,4 +1,4 @@
-"""What a run reads."""
+"""Options of a run's data: sources, batch sizes, order, masking."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a run reads, and in which order."""
+    """Data of a run: sources, order, masking and batches."""
 
     tokenizers: str
     """Folder of the tokenizers that made the tokens (``vocabulary.json``)."""
@@ -33,11 +33,11 @@ class DataConfig:
     order: StreamOptions = field(default_factory=StreamOptions)
     """Seed and order of the samples."""
     masking: MaskingOptions = field(default_factory=MaskingOptions)
-    """What is to be predicted."""
+    """Distribution of the tokens to predict."""
     batch: BatchOptions = field(default_factory=BatchOptions)
-    """Lengths and pairs."""
+    """Sequence lengths and distribution of image-text pairs."""
     workers: int = 2
-    """Worker processes a rank; 0 prepares batches in the training process. Changes nothing in the batches."""
+    """Worker processes of each rank; 0 prepares batches in the training process. Batches do not depend on it."""
     skip_list: str | None = None
     """File of sample keys to leave out, one a line."""
     max_bad_fraction: float = 0.01

@@ -1,7 +1,7 @@
-"""The order of samples: which sample stands at which place of the run, by arithmetic alone.
+"""The order of samples, computed by arithmetic alone: which sample each position of the run reads.
 
-A run reads *blocks* of ``block`` consecutive samples: the unit in which a global batch is dealt to ranks, and in which
-image-text pairs are swapped. Block ``k`` of the run is a function of (shards, seed, ``k``):
+A run reads *blocks* of ``block`` consecutive samples. A global batch is split over data-parallel ranks in whole blocks, and
+image-text pairs are swapped within a block. Block ``k`` of the run is a function of (shards, seed, ``k``):
 
 1. ``mixture``: block ``k`` belongs to source ``i`` and is its ``n``-th block.
 2. Source ``i`` is read by ``streams`` logical streams in turn: block ``n`` is block ``n // streams`` of stream
@@ -25,23 +25,27 @@ MIXTURE_CYCLE = 1000
 """Blocks after which every source has had exactly its share."""
 
 
-def random(*names: int | str) -> np.random.Generator:
+def keyed_generator(*names: int | str) -> np.random.Generator:
     """A generator that depends on the names alone, the same on every machine: Philox keyed by their BLAKE2 hash."""
     return np.random.Generator(np.random.Philox(key=stable_hash("\0".join(map(str, names)), 16)))
 
 
+random = keyed_generator
+"""Earlier name of :func:`keyed_generator`."""
+
+
 @dataclass(frozen=True)
 class SampleRef:
-    """A sample's place in its source."""
+    """Address of a sample in its source."""
 
     epoch: int
-    """How many times the stream has been through its samples before."""
+    """Complete passes of the stream over its samples before this one."""
     shard: int
-    """Number of the shard in the source's index."""
+    """Index of the shard in the source's ``index.json``, from 0."""
     sample: int
-    """Number of the sample in the shard."""
+    """Index of the sample in the shard, from 0."""
     segment: int
-    """Samples of this shard that the stream reads in this epoch."""
+    """Number of samples of this shard that the stream reads in this epoch."""
 
 
 class SourceOrder:
@@ -50,9 +54,9 @@ class SourceOrder:
     Args:
         counts: samples in each shard.
         seed: the run's seed.
-        name: what the order is keyed by besides the seed: a hash of the shards, so that data may move.
+        name: second key of the order, besides the seed: a hash of the shards, so that data may move.
         streams: number of logical streams.
-        window: samples within which they are shuffled.
+        window: largest number of consecutive samples shuffled together.
     """
 
     def __init__(self, counts: list[int], seed: int, name: str, streams: int, window: int):
@@ -95,17 +99,17 @@ class SourceOrder:
         return SampleRef(epoch, int(shards[slot]), sample, segment_high - segment_low)
 
     def _shuffled_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's shards in order, and where each begins in the epoch's sequence, with the end as last entry."""
-        shards = random("shards", self._seed, self._name, epoch).permutation(len(self._counts))
+        """The epoch's shards in order [shards], and their first positions in the epoch's sequence plus its end [shards + 1]."""
+        shards = keyed_generator("shards", self._seed, self._name, epoch).permutation(len(self._counts))
         starts = np.concatenate([[0], np.cumsum(self._counts[shards])])
         return shards, starts
 
     def _shuffled_window(self, epoch: int, stream: int, slot: int, window: int, size: int) -> np.ndarray:
-        return random("window", self._seed, self._name, epoch, stream, slot, window).permutation(size)
+        return keyed_generator("window", self._seed, self._name, epoch, stream, slot, window).permutation(size)
 
 
 class Mixture:
-    """Which source each block of the run belongs to.
+    """Assigns each block of the run to a source.
 
     Every :data:`MIXTURE_CYCLE` blocks hold each source exactly in proportion to its weight (rounded to the cycle, at
     least one block), in an order shuffled anew for every cycle.
@@ -133,9 +137,9 @@ class Mixture:
         return source, cycle * int(self._quotas[source]) + int(ordinals[offset])
 
     def _shuffled_cycle(self, cycle: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each block of a cycle: its source, and how many of that source came before it in the cycle."""
+        """For each block of a cycle: its source, and the number of earlier blocks of that source in the cycle."""
         sources = np.repeat(np.arange(len(self._quotas)), self._quotas)
-        sources = random("mixture", self._seed, cycle).permutation(sources)
+        sources = keyed_generator("mixture", self._seed, cycle).permutation(sources)
         ordinals = np.empty_like(sources)
         for source, quota in enumerate(self._quotas):
             ordinals[sources == source] = np.arange(quota)

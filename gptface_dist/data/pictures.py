@@ -11,10 +11,10 @@ from gptface_dist.data.folder import Unreadable
 from gptface_dist.data.stream import RawSample
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-"""Extensions of pictures, in the order they are looked for."""
+"""Extensions of pictures; a sample's picture is the first of these that it has."""
 
 
-# What brings a picture upright, by its EXIF orientation.
+# Transpose operation that turns a picture upright, by its EXIF orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,14 +33,14 @@ class PictureSample:
     pixels: np.ndarray
     """uint8 [S, S, 3], RGB."""
     captions: list[str]
-    """What the shard says of it: ``key.txt`` first, then further ``captions`` of ``key.json``."""
+    """``key.txt`` first, then further ``captions`` of ``key.json``, without repeats."""
 
 
 def decode_pixels(data: bytes, size: int | None) -> np.ndarray:
     """Encoded picture -> uint8 [S, S, 3], the middle square, resized to ``size`` (None: as it is, [H, W, 3]).
 
-    A smaller picture is enlarged: every sample has the one size of a run, and small ones are for the data's maker to
-    leave out. Transparency is laid over white; the orientation tag of photographs is obeyed. Raises :class:`Unreadable`.
+    A smaller picture is enlarged: all samples of a run have one size, and the maker of the data decides which pictures are
+    too small. Transparency is laid over white; the EXIF orientation is applied. Raises :class:`Unreadable`.
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
@@ -96,12 +96,12 @@ def decode_captions(text: bytes, more: bytes | None) -> list[str]:
         raise Unreadable(f"the caption is not UTF-8: {error.reason} at byte {error.start}") from None
     if not caption:
         raise Unreadable("the caption is empty")
-    found = [caption, *(further_captions(more) if more is not None else [])]
-    return list(dict.fromkeys(found))
+    captions = [caption, *(further_captions(more) if more is not None else [])]
+    return list(dict.fromkeys(captions))
 
 
 def further_captions(data: bytes) -> list[str]:
-    """The list ``captions`` of a ``key.json``, none where it has no such list; :class:`Unreadable` when it is not JSON."""
+    """The list ``captions`` of a ``key.json``, [] without such a list; :class:`Unreadable` when it is not JSON."""
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -125,6 +125,6 @@ class PictureDecoder:
         self.size = size
 
     def __call__(self, raw: RawSample) -> PictureSample:
-        """Pixels and captions of a sample."""
+        """Read and decode one sample; :class:`Unreadable` where a member is missing or broken."""
         wanted = (picture_extension(list(raw.extents)), "txt", "json")
         return decode_members({name: raw.read(name) for name in wanted if name in raw.extents}, self.size)

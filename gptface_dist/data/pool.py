@@ -1,4 +1,4 @@
-"""Work on many shards by several processes."""
+"""Process many shards with several worker processes, in order."""
 
 import multiprocessing
 import os
@@ -19,13 +19,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 GRACE_S = 1.0
-"""Seconds that a worker has to clean up after its parent died."""
+"""Seconds between a parent's death and the forced exit of its worker, for the removal of temporary files."""
 
 
 def ordered(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    """``function`` of every item, in the items' order, computed by ``workers`` spawned processes (1: by this one).
+    """Yield ``function`` of every item in order, computed by ``workers`` spawned processes (1: by this process).
 
-    An exception of one ends the whole; what has begun is finished first, unless the user interrupts.
+    The exception of one item ends the iteration; running items finish first, unless the user interrupts.
     """
     if workers < 1:
         raise UserError(f"at least 1 worker process is needed, not {workers}")
@@ -55,13 +55,13 @@ def ordered(function: Callable[[Item], Result], items: Sequence[Item], workers: 
 
 
 def _follow_parent() -> None:
-    """Of a worker: an interrupt ends it without a traceback or temporary files, and so does its parent's death."""
+    """Make a worker end on an interrupt or its parent's death, without a traceback or temporary files."""
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
 
     def end() -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        # A worker that waits for its next item may swallow the exit (seen with CPython 3.11's executor): end it for good,
-        # after what a running item needs to remove its temporary files.
+        # A worker that waits for its next item may swallow the exit (seen with CPython 3.11's executor): force it, once a
+        # running item has had time to remove its temporary files.
         time.sleep(GRACE_S)
         os._exit(130)
 
@@ -69,7 +69,7 @@ def _follow_parent() -> None:
 
 
 def when_parent_ends(act: Callable[[], object]) -> None:
-    """In a spawned process: call ``act`` in a thread once the parent is gone, however it went."""
+    """Call ``act`` in a thread of this spawned process once its parent has ended, for whatever reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -84,5 +84,5 @@ def _call(function: Callable[[Item], Result], item: Item) -> Result:
     try:
         return function(item)
     except SystemExit:
-        # Interrupted: temporary files are removed by now, and the pool must not hand out the next item.
+        # Interrupted: temporary files are removed by now; exit before the pool sends the next item.
         os._exit(130)

@@ -1,4 +1,4 @@
-"""Reading shards over http(s): a few retries, and whole files checked by size before they are used."""
+"""Read whole files over http(s), with retries and a check of their size."""
 
 import email.utils
 import http.client
@@ -15,7 +15,7 @@ FIRST_PAUSE_S = 0.5
 
 
 class Refused(OSError):
-    """The server answers, and has no such file for us: asking again is of no use."""
+    """The server refuses the file (4xx), or the URL is impossible; a retry cannot help."""
 
 
 def is_url(location: str) -> bool:
@@ -34,15 +34,15 @@ def file_name(name: str) -> str:
 
 
 def _quoted(url: str) -> str:
-    """A URL whose spaces and letters beyond ASCII are escaped; what is escaped already stays."""
+    """The URL with spaces and non-ASCII letters escaped; existing escapes are kept."""
     return urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
 
 
 def download(url: str) -> BinaryIO:
     """The whole file at ``url`` as an anonymous temporary file, positioned at its start.
 
-    Raises :class:`OSError` when it cannot be had after a few attempts, :class:`Refused` at once where the server refuses
-    (4xx, but for "too slow" and "too many requests").
+    Raises :class:`OSError` after :data:`ATTEMPTS` failures, :class:`Refused` at once where the server refuses (4xx except
+    408 and 429).
     """
     pause = FIRST_PAUSE_S
     for attempt in range(1, ATTEMPTS + 1):
@@ -70,20 +70,20 @@ def download(url: str) -> BinaryIO:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether asking again is of no use: an impossible URL, or a refusal."""
+    """Whether a retry cannot help: an impossible URL, or a refusal other than 408 and 429."""
     if isinstance(error, urllib.error.HTTPError):
         return 400 <= error.code < 500 and error.code not in (408, 429)
     return isinstance(error, ValueError | http.client.InvalidURL)
 
 
 def read(url: str) -> bytes:
-    """The content of a small file."""
+    """The bytes of the file at ``url``, in memory; errors as for :func:`download`."""
     with download(url) as file:
         return file.read()
 
 
 def size_and_time(url: str) -> tuple[int, float] | None:
-    """Bytes of the file at ``url`` and when it was last changed (seconds since 1970), None where the server does not say."""
+    """Size in bytes and time of last change (seconds since 1970) of a file; None where the server does not report them."""
     request = urllib.request.Request(_quoted(url), method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:

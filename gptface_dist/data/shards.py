@@ -1,7 +1,7 @@
-"""Writing shards and their sidecar index, and reading members back by offset.
+"""Write shards with their sidecars and index; parse both.
 
 A folder of shards holds ``00000.tar``, its sidecar ``00000.tar.index.json`` (every sample's key, and offset, size and
-CRC-32 of each member) and one ``index.json`` that lists the shards (samples, bytes, sha256) and what they hold.
+CRC-32 of each member) and one ``index.json`` that lists the shards (samples, bytes, sha256) and names their kind.
 """
 
 import json
@@ -26,7 +26,7 @@ SIDECAR_FORMAT = "gptface-shard-index-1"
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where one member lies in its shard."""
+    """Byte range and checksum of one member in its shard."""
 
     offset: int
     """First byte of the data."""
@@ -38,7 +38,7 @@ class Extent:
 
 @dataclass
 class Sidecar:
-    """What one shard holds."""
+    """The index of one shard, as in its sidecar file."""
 
     size: int
     """Bytes of the shard file."""
@@ -47,25 +47,25 @@ class Sidecar:
     samples: list[tuple[str, dict[str, Extent]]]
     """Key and members (extension -> extent) of every sample, in the shard's order."""
     problems: list[str] = field(default_factory=list)
-    """Damage met while indexing: what was not delivered, in words."""
+    """Damage and repeated names seen while indexing, one line each."""
 
     def to_json(self) -> str:
         """Compact JSON, one sample a line."""
         head = {"format": SIDECAR_FORMAT, "size": self.size, "sha256": self.sha256, "problems": self.problems}
         rows = [
-            json.dumps([key, {ext: [e.offset, e.size, e.crc32] for ext, e in found.items()}], separators=(",", ":"))
-            for key, found in self.samples
+            json.dumps([key, {ext: [e.offset, e.size, e.crc32] for ext, e in members.items()}], separators=(",", ":"))
+            for key, members in self.samples
         ]
         return json.dumps(head)[:-1] + ', "samples": [\n' + ",\n".join(rows) + "\n]}\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, origin: str) -> "Sidecar":
-        """Parse; ``origin`` is named in errors."""
+        """Parse the file's JSON; :class:`UserError` names ``origin`` where it is not of this format."""
         try:
             raw = json.loads(text)
             if raw["format"] != SIDECAR_FORMAT:
                 raise KeyError(raw["format"])
-            rows = [(key, {ext: Extent(*extent) for ext, extent in found.items()}) for key, found in raw["samples"]]
+            rows = [(key, {ext: Extent(*extent) for ext, extent in members.items()}) for key, members in raw["samples"]]
             return cls(raw["size"], raw["sha256"], rows, raw["problems"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{origin} is not a shard index ({error}): rebuild it with `gptface data index`") from None
@@ -73,7 +73,7 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One line of a folder's index."""
+    """One shard in a folder's ``index.json``."""
 
     name: str
     """File name inside the folder, or a whole URL."""
@@ -87,14 +87,14 @@ class ShardEntry:
 
 @dataclass
 class Index:
-    """What a folder of shards holds."""
+    """The content of a folder's ``index.json``."""
 
     shards: list[ShardEntry]
     """The shards, sorted by name."""
     kind: str = "pictures"
     """``pictures`` (``key.jpg|png|webp``, ``key.txt``, ``key.json``) or ``tokens``."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """How they were made; for tokens: the tokenizers' hashes and the grid of codes."""
+    """How the shards were made; for tokens: the tokenizers' hashes and the grid of codes."""
 
     @property
     def samples(self) -> int:
@@ -108,7 +108,7 @@ class Index:
 
     @classmethod
     def from_json(cls, text: str | bytes, origin: str) -> "Index":
-        """Parse; ``origin`` is named in errors."""
+        """Parse the file's JSON; :class:`UserError` names ``origin`` where it is not of this format."""
         try:
             raw = json.loads(text)
             if raw["format"] != INDEX_FORMAT:
@@ -143,7 +143,7 @@ class ShardWriter:
             raise ValueError(f"sample key {key!r} {'is already in' if members else 'has no members, in'} {self.path}")
         for extension in members:
             name = f"{key}.{extension}"
-            # What a reader would take for another key or extension, or for no sample at all.
+            # Refuse names that a reader would split into another key or extension, or pass over.
             fine = split_name(name) == (key, extension) and is_sample(name) and extension[0] != "." and "\0" not in name
             if not fine:
                 raise ValueError(f"{name!r} is no name of a sample's member: key {key!r}, extension {extension!r}")
@@ -191,7 +191,7 @@ class ShardWriter:
 
 
 def sidecar_path(shard: Path) -> Path:
-    """Where the sidecar of a local shard lies."""
+    """Path of the sidecar of a local shard."""
     return shard.with_name(shard.name + SIDECAR_SUFFIX)
 
 
@@ -214,8 +214,8 @@ def scan(file: BinaryIO, name: str) -> Sidecar:
             continue
         problems += [f"{name}: member {repeated!r} comes twice in one sample: first one kept" for repeated in item.repeated]
         if item.key in seen:
-            found = ", ".join(item.members)
-            problems.append(f"{name}: key {item.key!r} comes again, with {found}: first one kept")
+            members = ", ".join(item.members)
+            problems.append(f"{name}: key {item.key!r} comes again, with {members}: first one kept")
             continue
         seen.add(item.key)
         rows.append((item.key, extents(item)))
@@ -223,7 +223,7 @@ def scan(file: BinaryIO, name: str) -> Sidecar:
 
 
 def extents(sample: Sample) -> dict[str, Extent]:
-    """Where each member of a scanned sample lies."""
+    """Extension -> extent of each member of a scanned sample."""
     return {ext: Extent(m.offset, m.size, m.crc32) for ext, m in sample.members.items()}
 
 

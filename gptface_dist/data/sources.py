@@ -1,4 +1,4 @@
-"""Tokenizers and sources that a configuration names."""
+"""Open the vocabulary and the sources that a data configuration names."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from gptface_dist.tokenizers.vocabulary import VOCABULARY_NAME, Vocabulary
 
 
 def read_vocabulary(config: DataConfig) -> Vocabulary:
-    """The vocabulary of the tokenizers that made the tokens."""
+    """Load ``vocabulary.json`` of the configuration's tokenizers."""
     return Vocabulary.load(Path(config.tokenizers) / VOCABULARY_NAME)
 
 
 def open_sources(config: DataConfig, vocabulary: Vocabulary) -> tuple[list[Source], tuple[int, int]]:
-    """The sources, and the rows and columns of their images' codes.
+    """Open the sources; returns them and their common grid (rows, columns) of image codes.
 
     :class:`UserError` when there is none, or one is missing or was made by other tokenizers.
     """

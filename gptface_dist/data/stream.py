@@ -1,7 +1,7 @@
-"""Blocks of samples in the run's order: read by offset, checked, and replaced where they cannot be delivered.
+"""Read blocks of samples in the run's order, by offset; check them, and replace unreadable ones.
 
-A sample that is unreadable or on the skip list is replaced by the deterministic next one *in its place*: the order of
-all others stays as it was, so a run may add keys to its skip list and go on, and the position of a run stays one number.
+A sample that is unreadable or on the skip list is replaced by the next one of its stream *in its place*. The order of all
+other samples does not change, so a run may add keys to its skip list and resume, and its position stays one number.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a sample comes from."""
+    """Origin of a sample: source, shard, key and epoch."""
 
     source: str
     """Location of the source."""
@@ -30,7 +30,7 @@ class Provenance:
     key: str
     """The sample's key; empty when the shard itself could not be read."""
     epoch: int
-    """How often its stream had been through its samples before."""
+    """Complete passes of the stream over its samples before this one."""
 
     def __str__(self) -> str:
         return f"{self.source}/{self.shard} key {self.key or '?'}"
@@ -38,28 +38,28 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Substitution:
-    """A sample that was not delivered, and what stands in its place."""
+    """A sample that was not delivered, and the sample delivered in its place."""
 
     origin: Provenance
-    """The sample that should have come."""
+    """The sample that the order names."""
     reason: str
-    """Why it did not."""
+    """Why it was not delivered, in words."""
     by: Provenance
     """The sample delivered instead."""
     skipped: bool
-    """It is on the skip list: wanted, not counted as bad."""
+    """Whether it is on the skip list: intended, and not counted as bad."""
 
 
 @dataclass(frozen=True)
 class RawSample:
-    """One sample's members, read when asked for."""
+    """One sample's members; each is read from the shard by :meth:`read`."""
 
     origin: Provenance
-    """Where it comes from."""
+    """Source, shard, key and epoch of the sample."""
     shard: ShardFile
-    """Its open shard."""
+    """The open shard that holds the sample."""
     extents: dict[str, Extent]
-    """Extension -> where the member lies."""
+    """Extension -> extent of the member in the shard."""
 
     def read(self, extension: str) -> bytes:
         """A member's bytes; :class:`Unreadable` when it is missing or damaged."""
@@ -70,12 +70,12 @@ class RawSample:
 
 @dataclass(frozen=True)
 class DecodedSample(Generic[T]):
-    """A decoded sample with its origin."""
+    """A decoded sample together with its origin."""
 
     value: T
-    """What the decoder made of it."""
+    """Result of the decoder."""
     origin: Provenance
-    """Where it comes from."""
+    """Source, shard, key and epoch of the sample delivered."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ class Block(Generic[T]):
     """Consecutive samples of the run."""
 
     number: int
-    """Number of the block in the run."""
+    """Index of the block in the run, from 0."""
     samples: list[DecodedSample[T]]
-    """The samples, in order."""
+    """``StreamOptions.block`` samples, in order."""
     replaced: list[Substitution]
-    """Those of them that stand in for others."""
+    """The substitutions among ``samples``."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Source:
     """A folder of shards and its weight in the mixture."""
 
     folder: ShardFolder
-    """The indexed shards."""
+    """The indexed shards of the source."""
     weight: float = 1.0
     """Share of the run's blocks, relative to the other sources' weights."""
 
@@ -109,21 +109,21 @@ class Source:
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How samples are ordered."""
+    """Seed, block size and shuffling of the samples."""
 
     seed: int = 0
     """Seed of the order."""
     block: int = 8
-    """Consecutive samples that stay together: dealt to one rank, and swapped among each other for image-text matching."""
+    """Consecutive samples that stay on one rank; images are swapped within them for image-text matching."""
     streams: int = 16
-    """Logical streams a source is read by; each keeps one shard open. A multiple of the number of blocks in a global batch
-    keeps every stream on one rank."""
+    """Logical streams of a source; each keeps one shard open. A multiple of the number of blocks in a global batch keeps
+    every stream on one rank."""
     window: int = 4096
-    """Samples of a shard within which a stream shuffles."""
+    """Number of consecutive samples of a shard that a stream shuffles together."""
 
 
 def read_skip_list(path: Path) -> frozenset[str]:
-    """Keys to leave out: one a line, ``#`` begins a comment line."""
+    """Read the keys to leave out: one a line, ``#`` begins a comment line; :class:`UserError` if unreadable."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -135,9 +135,9 @@ class BlockReader(Generic[T]):
     """Reads any block of the run by its number.
 
     Args:
-        sources: what is read; all decoded by the same function.
+        sources: the folders of shards; all decoded by the same function.
         decode: makes a sample of its members; raises :class:`Unreadable` when it cannot.
-        options: how samples are ordered.
+        options: seed, block size and shuffling.
         skip: keys to leave out.
     """
 
@@ -159,7 +159,7 @@ class BlockReader(Generic[T]):
         ]
         described = [fingerprints, [source.weight for source in sources], options]
         self.order_id = hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
-        """Hash of everything the order depends on: a run resumes only where it is the same."""
+        """Hash of everything the order depends on; a run resumes only with the same one."""
         self._open = _OpenShards(sources, limit=options.streams + 2)
 
     def read(self, number: int) -> Block[T]:
@@ -180,8 +180,8 @@ class BlockReader(Generic[T]):
         order = self._orders[source]
         low, high = order.stream_range(stream)
         first: tuple[Provenance, str, bool] | None = None
-        # The next one is looked for from the same place of the stream's next block on, so that a block does not get
-        # a sample twice; past a shard that cannot be opened, from the same place of the stream's next shard.
+        # The search for a replacement starts at the same offset of the stream's next block, so that no block holds a sample
+        # twice; after a shard that cannot be opened, at the same offset of the stream's next shard.
         step, tried = self._options.block, 0
         while tried < high - low:
             place = order.place(stream, position)
@@ -223,7 +223,7 @@ class _Opened:
 
 
 class _OpenShards:
-    """The shards that streams are in, least recently used first. A shard that cannot be opened stays on record as such."""
+    """Cache of the open shards, least recently used first; a failure to open is cached, too."""
 
     def __init__(self, sources: list[Source], limit: int):
         self._sources, self._limit = sources, limit

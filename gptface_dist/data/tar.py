@@ -1,10 +1,10 @@
-"""Tar files as a sequence of samples: scanned member by member, damage reported, nothing silently lost.
+"""Scan tar files as a sequence of samples, member by member; damage is reported, and nothing is lost silently.
 
 The layout is that of img2dataset, open_clip and webdataset: members ``key.ext`` that follow one another and share ``key``
 are one sample. The standard library's reader ends without an error at a damaged header in the middle of a file
 (CPython 3.11), which loses the rest of the shard unseen; this scanner looks for the next readable header, at any byte,
-and reports the bytes between. What a tar does not protect cannot be seen here: the bytes of a member's data, of a long
-name, and changes that keep a header's checksum (a plain sum). The hashes of an index see them: :mod:`~.verify`.
+and reports the bytes between. A tar has no checksum of a member's data or of a long name, and a header's checksum is a plain
+sum; the hashes of an index find changes there: :mod:`~.verify`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import BinaryIO
 BLOCK = tarfile.BLOCKSIZE
 EMPTY_BLOCK = bytes(BLOCK)
 LONGEST_END = 2 * BLOCK + tarfile.RECORDSIZE
-"""Zeros that a tar can end with: two blocks, and what fills up its last record."""
+"""Most zero bytes at the end of a valid tar: two blocks, and the padding of the last record."""
 
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _CHUNK = 1 << 24
@@ -33,13 +33,13 @@ class Member:
     name: str
     """Path inside the tar, as written there."""
     offset: int
-    """Where its data begins, in bytes from the start of the shard."""
+    """Start of the data, in bytes from the start of the shard."""
     size: int
     """Bytes of data."""
     crc32: int
     """CRC-32 of the data."""
     data: bytes
-    """The data itself."""
+    """The member's content."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Damage:
 
 @dataclass
 class Sample:
-    """What one key holds: its members' bytes by extension."""
+    """All members of one key, by extension."""
 
     key: str
     """The members' common name up to the first dot of its last component, folders included."""
@@ -70,7 +70,7 @@ class Sample:
 
 
 class Hashing:
-    """A binary file read from front to back, hashed on the way."""
+    """A binary file that is read from front to back and hashed with SHA-256 on the way."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -83,7 +83,7 @@ class Hashing:
         data, self._unread = self._unread[:size], self._unread[size:]
         parts = [data]
         missing = size - len(data)
-        # In pieces: a size that is far beyond the end of the file must not be allocated.
+        # In parts: a damaged header may give a size far beyond the end of the file, which must not be allocated.
         while missing > 0 and (part := self._file.read(min(missing, _CHUNK))):
             self._sha256.update(part)
             parts.append(part)
@@ -93,7 +93,7 @@ class Hashing:
         return data
 
     def unread(self, data: bytes) -> None:
-        """Give back the last bytes read: they come again."""
+        """Push back the last bytes read; the next :meth:`read` returns them again."""
         self._unread = data + self._unread
         self.position -= len(data)
 
@@ -104,7 +104,7 @@ class Hashing:
 
 @dataclass
 class _Extended:
-    """What an extended header (GNU long name, pax) says of the member after it."""
+    """Fields of an extended header (GNU long name, pax), which apply to the member after it."""
 
     start: int
     name: str | None = None
@@ -129,7 +129,7 @@ def is_sample(name: str) -> bool:
 
 
 def members(file: Hashing) -> Iterator[Member | Damage]:
-    """Every regular file of a tar, in order, and every stretch of bytes that is not one.
+    """Yield every regular file of a tar in order, and every damaged range of bytes.
 
     Reads to the end of the file, so that afterwards ``file.sha256()`` is the hash of the whole shard.
     """
@@ -156,9 +156,9 @@ def members(file: Hashing) -> Iterator[Member | Damage]:
         info = _header(block)
         if info is None:
             file.unread(block)
-            found = _skip_to_header(file)
+            has_next = _skip_to_header(file)
             yield Damage(first, file.position, "no readable tar header" + previous)
-            if not found:
+            if not has_next:
                 return
             extended, previous = None, ""
             continue
@@ -168,7 +168,7 @@ def members(file: Hashing) -> Iterator[Member | Damage]:
         data = file.read(size)
         padding = file.read(-size % BLOCK)
         if len(data) < size or _looks_cut(file):
-            # Bytes are missing from this member's end on: it may have swallowed what follows it.
+            # Bytes are missing at this member's end: its data may include the headers that follow.
             inside = _find_header(data + padding)
             if inside >= 0:
                 file.unread((data + padding)[inside:])
@@ -193,7 +193,7 @@ def members(file: Hashing) -> Iterator[Member | Damage]:
 
 
 def holds_header(file: BinaryIO) -> bool:
-    """Whether a valid header can be found anywhere in a file, read from its present position on."""
+    """Whether the file has a valid header anywhere after its current position."""
     hashing = Hashing(file)
     block = hashing.read(BLOCK)
     hashing.unread(block)
@@ -201,7 +201,7 @@ def holds_header(file: BinaryIO) -> bool:
 
 
 def _header(block: bytes) -> tarfile.TarInfo | None:
-    """The header in a block, None where there is no valid one."""
+    """Parse the header in a block; None if it is not valid."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError):
@@ -210,7 +210,7 @@ def _header(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _end(start: int, stop: int, zeros_since: int | None, previous: str) -> Iterator[Damage]:
-    """What is wrong with the end of a file."""
+    """Yield the damage at the end of a file, if any."""
     if zeros_since is None:
         yield Damage(start, stop, "the file ends without tar's end mark: truncated" + previous)
     elif stop - zeros_since > LONGEST_END:
@@ -228,7 +228,7 @@ def _looks_cut(file: Hashing) -> bool:
 
 
 def _find_header(data: bytes) -> int:
-    """Where in ``data`` the first valid header with the magic word ``ustar`` begins, at any byte; -1 for none."""
+    """Offset in ``data`` of the first valid header with the magic word ``ustar``, at any byte; -1 for none."""
     at = data.find(_MAGIC)
     while at >= 0:
         begin = at - _MAGIC_AT
@@ -239,7 +239,7 @@ def _find_header(data: bytes) -> int:
 
 
 def _skip_to_header(file: Hashing) -> bool:
-    """Move on to the next valid header; to the end of the file, and False, where there is none."""
+    """Advance to the next valid header and return True; without one, advance to the end of the file and return False."""
     while True:
         data = file.read(1 << 16)
         begin = _find_header(data)
@@ -253,7 +253,7 @@ def _skip_to_header(file: Hashing) -> bool:
 
 
 def _trouble(info: tarfile.TarInfo) -> str | None:
-    """Why a member with a valid header holds no file that can be delivered."""
+    """Why a member with a valid header cannot be delivered; None if it can."""
     if info.islnk() or info.issym():
         return f"is a link to {info.linkname!r} and holds no data"
     if info.type == tarfile.GNUTYPE_SPARSE:
@@ -262,13 +262,13 @@ def _trouble(info: tarfile.TarInfo) -> str | None:
 
 
 def _long_name(data: bytes, start: int) -> _Extended:
-    """GNU's way to write names of more than 100 bytes."""
+    """Parse a GNU long name, for names of more than 100 bytes."""
     name = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
     return _Extended(start, name, trouble=None if name else "has an empty long name")
 
 
 def _pax_header(data: bytes, start: int) -> _Extended:
-    """The ``length key=value`` records of a pax extended header."""
+    """Parse the ``length key=value`` records of a pax extended header."""
     extended = _Extended(start)
     rest = data.rstrip(b"\0")
     while rest:
@@ -291,8 +291,8 @@ def _pax_header(data: bytes, start: int) -> _Extended:
 def samples(file: Hashing) -> Iterator[Sample | Damage]:
     """Members that follow one another under one key, as samples; damage passes through.
 
-    Members that are none of a sample (:func:`is_sample`) are passed over. A key that comes back later in the shard is a
-    second sample: the caller decides what that means.
+    Members that belong to no sample (:func:`is_sample`) are passed over. A key that returns later in the shard is a second
+    sample: the caller handles the repetition.
     """
     sample: Sample | None = None
     for item in members(file):

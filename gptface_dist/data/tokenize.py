@@ -1,9 +1,9 @@
-"""Making token shards of picture shards, one of each: the same file name, the same keys in the same order.
+"""Make one token shard of each picture shard, with the same file name and the same keys in the same order.
 
 A token shard's bytes are a function of its picture shard, the tokenizers, the size and the kind of device; they do not
 depend on the number of processes, the batch, or where a run was interrupted. On the CPU each process therefore computes
 with one thread: a sum's last bit can differ with the number of threads, and a near tie between two codes with it.
-Beside each token shard lies a receipt of what it was made from and what was left out, by which a later run knows it.
+A receipt beside each token shard records its source, recipe and bad samples; a later run keeps shards whose receipt fits.
 """
 
 import functools
@@ -41,14 +41,14 @@ BAD_NAME = "bad_samples.jsonl"
 
 @dataclass(frozen=True)
 class TokenizeOptions:
-    """How picture shards become token shards."""
+    """Picture size, batching, device and tolerance of a tokenization."""
 
     size: int
-    """Pixels of a side that every picture is brought to: the middle square, reduced or enlarged."""
+    """Side of the square pictures, in pixels: the middle square of each, reduced or enlarged."""
     batch: int = 64
     """Pictures that are decoded and encoded together."""
     workers: int = 1
-    """Processes, each on whole shards."""
+    """Worker processes; each tokenizes whole shards."""
     device: str = "cpu"
     """``cpu``, or ``cuda``: shards take turns on the GPUs."""
     max_bad_fraction: float = 0.01
@@ -67,7 +67,7 @@ class TokenizeOptions:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all shards of one folder share, and what one of them must not differ in."""
+    """The properties that all token shards of one folder must share."""
 
     format: str
     """:data:`FORMAT`."""
@@ -83,10 +83,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a token shard was made from."""
+    """Source, recipe and bad samples of a token shard."""
 
     recipe: Recipe
-    """How."""
+    """Tokenizers, size and device that made the shard."""
     source_sha256: str
     """Hash of the picture shard."""
     sha256: str
@@ -95,12 +95,12 @@ class Receipt:
     """Key and reason of each sample that was left out."""
 
     def save(self, shard: Path) -> None:
-        """Write it beside the token shard."""
+        """Write the receipt beside the token shard."""
         write_atomically(_receipt_path(shard), json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, shard: Path) -> "Receipt | None":
-        """The receipt of a token shard, None where there is none that can be read."""
+        """Load the receipt of a token shard; None if it is missing or unreadable."""
         try:
             raw = json.loads(_receipt_path(shard).read_bytes())
             bad = [(key, reason) for key, reason in raw["bad"]]
@@ -111,14 +111,14 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """What came of one shard."""
+    """Result of tokenizing one shard."""
 
     entry: ShardEntry
     """The token shard's line in the index."""
     bad: list[tuple[str, str]]
     """Key and reason of each sample that was left out."""
     kept: bool
-    """It was there already."""
+    """Whether the shard of an earlier run was kept."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ class _Job:
 
 
 class Tokenization:
-    """A folder of token shards in the making. All that can be refused is refused when it is constructed.
+    """Makes or completes a folder of token shards. The constructor checks all inputs before any work starts.
 
     Args:
         pictures: indexed picture shards, a folder or URL.
         out: folder of the token shards; it may hold some of them already.
         tokenizers: folder with ``text.model``, ``image/`` and ``vocabulary.json``.
-        options: how.
+        options: picture size, batching, device and tolerance.
     """
 
     def __init__(self, pictures: str, out: Path, tokenizers: Path, options: TokenizeOptions):
@@ -158,9 +158,9 @@ class Tokenization:
         ]
 
     def run(self) -> Iterator[Tokenized]:
-        """Make what is missing, in order, then the index and the list of bad samples.
+        """Make the missing shards in order, then the index and the list of bad samples.
 
-        :class:`UserError` where more samples are bad than the options allow; the list is written then, too.
+        :class:`UserError` where more samples are bad than the options allow; the list is written in that case, too.
         """
         self._out.mkdir(parents=True, exist_ok=True)
         index = self._folder.index
@@ -265,7 +265,7 @@ def _write_tokens(job: _Job, shard: ShardFile, sidecar: Sidecar, writer: ShardWr
 
 
 def _read(shard: ShardFile, key: str, extents: dict[str, Extent]) -> dict[str, bytes]:
-    """A sample's members. Bytes that are not those of the index end the run: the receipt would claim a false source."""
+    """Read a sample's members. Bytes that differ from the index end the run: the receipt would claim a false source."""
     try:
         return {extension: shard.read(extent) for extension, extent in extents.items()}
     except Unreadable as error:
@@ -273,7 +273,7 @@ def _read(shard: ShardFile, key: str, extents: dict[str, Extent]) -> dict[str, b
 
 
 def _encode_captions(sample: PictureSample, text: "TextTokenizer") -> list[list[int]]:
-    """Ids of every caption that has any, without repeats."""
+    """Ids of every caption that is not empty, without repeats; :class:`Unreadable` if none is left."""
     encoded = dict.fromkeys(tuple(text.encode(caption)) for caption in sample.captions)
     encoded.pop((), None)
     if not encoded:
@@ -283,7 +283,7 @@ def _encode_captions(sample: PictureSample, text: "TextTokenizer") -> list[list[
 
 @functools.lru_cache(maxsize=8)
 def _load(tokenizers: Path, device: str) -> "tuple[TextTokenizer, ImageTokenizer]":
-    """The two tokenizers, once in each process."""
+    """Load both tokenizers, once in each process."""
     # torch, diffusers and sentencepiece load here, in the processes that compute.
     from gptface_dist.tokenizers.image import ImageTokenizer
     from gptface_dist.tokenizers.text import TextTokenizer
@@ -307,7 +307,7 @@ def _grid(tokenizers: Path, vocabulary: Vocabulary, size: int) -> tuple[int, int
 
 
 def _finished(shard: Path) -> ShardEntry | None:
-    """The index line of a token shard that is whole, judged by its size; None where it is not."""
+    """The index line of a token shard; None if its size shows that it is not complete."""
     try:
         entry = read_entry(shard)
         return entry if shard.stat().st_size == entry.size else None
@@ -316,7 +316,7 @@ def _finished(shard: Path) -> ShardEntry | None:
 
 
 def _holds_tokens(shard: Path) -> bool:
-    """Whether a shard without a receipt is one of ours that an interruption left."""
+    """Whether a shard without a receipt is a token shard, left by an interrupted run."""
     try:
         samples = Sidecar.from_json(sidecar_path(shard).read_bytes(), str(shard)).samples
     except (OSError, UserError):

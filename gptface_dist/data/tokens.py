@@ -52,10 +52,10 @@ def encode(codes: np.ndarray, captions: Sequence[Sequence[int]]) -> dict[str, by
 
 
 class TokenDecoder:
-    """Decodes samples of token shards and checks all that they hold.
+    """Decodes samples of token shards and checks dtypes, shapes and ids.
 
     Args:
-        vocabulary: every id must lie in its ranges; None leaves the upper ends unchecked (for a look at shards alone).
+        vocabulary: every id must lie in its ranges; None leaves the upper ends unchecked (for checks of shards alone).
         grid: rows and columns that the codes must have; None for any.
     """
 
@@ -65,11 +65,11 @@ class TokenDecoder:
         self._grid = grid
 
     def __call__(self, raw: RawSample) -> TokenSample:
-        """Codes and captions of a sample."""
+        """Read and decode one sample; :class:`Unreadable` where a member is missing or malformed."""
         return self.decode(raw.read(CODES), raw.read(CAPTIONS))
 
     def decode(self, codes_npy: bytes, captions_npy: bytes) -> TokenSample:
-        """The sample of two members' bytes; :class:`Unreadable` where they are not what the format says."""
+        """Decode the bytes of both members; :class:`Unreadable` where they violate the format."""
         codes, captions = _from_npy(codes_npy), _from_npy(captions_npy)
         if codes.ndim != 2 or codes.dtype != np.uint16 or codes.size == 0 or codes.max() >= self._image_codes:
             raise Unreadable(f".{CODES} is not uint16 [H, W] below {self._image_codes}")
@@ -99,20 +99,20 @@ def _header(data: bytes) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _from_npy(data: bytes) -> np.ndarray:
-    """``np.load`` for plain version-1 arrays. Parsing the header is most of its time and headers repeat, so they are kept."""
+    """``np.load`` for plain version-1 arrays. Most of the time goes into the headers, which repeat and are cached."""
     try:
         if data[: npy.MAGIC_LEN] != npy.magic(1, 0):
             raise ValueError("not a version 1 .npy file")
         start = npy.MAGIC_LEN + 2 + int.from_bytes(data[npy.MAGIC_LEN : npy.MAGIC_LEN + 2], "little")
         shape, dtype = _header(data[:start])
         return np.frombuffer(data, dtype, offset=start).reshape(shape)
-    # Besides ValueError, what numpy's header parser raises: SyntaxError, TokenError, TypeError, ...
+    # numpy's header parser raises ValueError, SyntaxError, TokenError, TypeError, ...
     except Exception as error:
         raise Unreadable(f"not a readable array: {error}") from None
 
 
 def index_meta(vocabulary: Vocabulary, grid: tuple[int, int], **more: Any) -> dict[str, Any]:
-    """What the index of token shards records: the tokenizers' hashes, the vocabulary's sizes, and the grid of codes."""
+    """``meta`` of a token index: the tokenizers' hashes, the vocabulary's sizes, the grid of codes, and ``more``."""
     return {**asdict(vocabulary), "grid": list(grid), **more}
 
 
@@ -131,7 +131,7 @@ def recorded_vocabulary(meta: dict[str, Any]) -> Vocabulary | None:
 
 
 def check_made_with(index: Index, location: str, vocabulary: Vocabulary) -> None:
-    """Refuse token shards that other tokenizers made, naming both."""
+    """:class:`UserError` where other tokenizers made the token shards; it names both."""
     for name, ours in (("text", vocabulary.text_sha256), ("image", vocabulary.image_sha256)):
         theirs = index.meta.get(f"{name}_sha256")
         if theirs != ours:

@@ -1,4 +1,4 @@
-"""Looking at everything shards hold: each tar is read whole, each picture decoded, each byte compared with the index."""
+"""Verify shards completely: read each tar whole, decode each picture, compare each byte with the index."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,12 +19,12 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong."""
+    """One fault of a shard or of a sample in it."""
 
     shard: str
     """Name of the shard."""
     key: str
-    """The sample's key; empty where it concerns the whole shard."""
+    """The sample's key; empty for a fault of the whole shard."""
     what: str
     """What is wrong, in words."""
 
@@ -35,56 +35,56 @@ class Problem:
 
 @dataclass
 class ShardReport:
-    """What one shard holds, and what is wrong with it."""
+    """Size, keys and problems of one shard."""
 
     name: str
     """Name of the shard."""
     samples: int = 0
-    """Samples in it."""
+    """Number of distinct keys."""
     size: int = 0
-    """Bytes of it."""
+    """Size of the shard in bytes."""
     problems: list[Problem] = field(default_factory=list)
-    """All that is wrong."""
+    """Faults of the shard and its samples, in reading order."""
     keys: list[str] = field(default_factory=list)
-    """Keys of its samples, without repeats."""
+    """Keys of the samples, sorted, without repeats."""
 
     def add(self, key: str, what: str) -> None:
-        """Note a problem."""
+        """Append a problem; an empty ``key`` stands for the whole shard."""
         self.problems.append(Problem(self.name, key, what))
 
 
 @dataclass(frozen=True)
 class Task:
-    """One shard to look at."""
+    """Input of :func:`check_shard`: one shard and its references."""
 
     name: str
-    """Its name, in reports."""
+    """Name of the shard in reports."""
     address: str
     """Path or URL of the tar."""
     sidecar: str
     """Path or URL of the sidecar."""
     entry: ShardEntry | None
-    """Its line in the index, if there is one."""
+    """The shard's line in the index; None if it has none."""
     listed: bool
-    """Whether there is an index at all: then a shard that is not in it is a problem."""
+    """Whether the folder has an index; a shard missing from it is then a problem."""
     decoder: tokens.TokenDecoder | None
-    """Checks tokens; None: they are checked where they are met, for their form."""
+    """Checks token samples; None checks only the form of samples that hold tokens."""
 
 
 class Verification:
     """All shards of a location: a folder or URL with an index, or a folder or brace pattern of URLs without one.
 
     Args:
-        location: where the shards are.
+        location: folder, URL or brace pattern of the shards.
         vocabulary: for token shards: ids must lie in its ranges, and its tokenizers must be those of the index. Without it
-            the ranges are those that the index names, if it does.
+            the ranges are those of the index, if it names them.
     """
 
     def __init__(self, location: str, vocabulary: Vocabulary | None = None):
         self.indexed = True
-        """Whether there is an index to compare with."""
+        """Whether the location has an index to compare with."""
         self.tasks: list[Task] = []
-        """The shards, in order."""
+        """One task a shard, sorted by name."""
         if remote.is_url(location):
             self.indexed = not location.partition("?")[0].endswith(".tar")
         elif Path(location).is_dir():
@@ -116,15 +116,15 @@ class Verification:
         shards = find_shards(location, Path() if remote.is_url(location) else None)
         names = set(shards.names)
         if shards.base:
-            # A sidecar without its shard tells of one that is missing.
-            found = (path.name for path in Path(shards.base).glob(f"*.tar{SIDECAR_SUFFIX}"))
-            names |= {name.removesuffix(SIDECAR_SUFFIX) for name in found if not name.startswith(".")}
+            # A sidecar without its shard: the shard is missing.
+            sidecars = (path.name for path in Path(shards.base).glob(f"*.tar{SIDECAR_SUFFIX}"))
+            names |= {name.removesuffix(SIDECAR_SUFFIX) for name in sidecars if not name.startswith(".")}
         for name in sorted(names):
             sidecar = _join(shards.base, name + SIDECAR_SUFFIX) if shards.base else ""
             self.tasks.append(Task(name, shards.address(name), sidecar, None, False, decoder))
 
     def run(self, workers: int = 2) -> Iterator[ShardReport]:
-        """Look at every shard, in order. Keys that come in two shards are reported with the later one."""
+        """Check every shard and yield the reports in order. A key of two shards is reported with the later shard."""
         seen = _Keys()
         for report in ordered(check_shard, self.tasks, workers):
             for key, name in seen.add(report.name, report.keys) if report.keys else ():
@@ -156,7 +156,7 @@ class _Keys:
 
 
 def check_shard(task: Task) -> ShardReport:
-    """Read one shard from end to end and report all that is wrong with it."""
+    """Read one shard from end to end and report its faults; an unreadable shard is a fault, not an error."""
     report = ShardReport(task.name)
     sidecar = _read_sidecar(task, report)
     if task.entry is None and task.listed:
@@ -194,7 +194,7 @@ def check_shard(task: Task) -> ShardReport:
 
 
 def _read_sidecar(task: Task, report: ShardReport) -> Sidecar | None:
-    """The shard's sidecar where it is there and agrees with the index."""
+    """The shard's sidecar; None, with the problem reported, if it is missing or disagrees with the index."""
     if not task.sidecar:
         return None
     try:
@@ -246,17 +246,17 @@ def _member(members: dict[str, bytes], extension: str) -> bytes:
 
 
 def _compare(sample: Sample, indexed: dict[str, Extent] | None, report: ShardReport) -> None:
-    """How a sample differs from what was indexed."""
+    """Report the differences between a sample and its entry in the sidecar."""
     if indexed is None:
         report.add(sample.key, "not in the shard's index")
         return
     for extension in dict.fromkeys([*indexed, *sample.members]):
-        found = sample.members.get(extension)
-        if found is None:
+        member = sample.members.get(extension)
+        if member is None:
             report.add(sample.key, f".{extension} is in the index, but cannot be found in the shard any more")
         elif extension not in indexed:
             report.add(sample.key, f".{extension} is not in the shard's index")
-        elif indexed[extension] != Extent(found.offset, found.size, found.crc32):
+        elif indexed[extension] != Extent(member.offset, member.size, member.crc32):
             report.add(sample.key, f".{extension} has other bytes, or another place, than in the index")
 
 
@@ -266,5 +266,5 @@ def _join(base: str, name: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text that is one line and can be written as UTF-8."""
+    """The text, escaped if it is not one printable line of UTF-8."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -1,4 +1,4 @@
-"""What a face is: everything a caption may say and everything a renderer must know, drawn from (seed, number) alone."""
+"""Attributes of a face: all inputs of its captions and of its rendering, drawn from (seed, number) alone."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -143,7 +143,7 @@ class _Draw:
         return bool(self.random.random() < probability)
 
     def attributes(self) -> Attributes:
-        """All fields."""
+        """Draw all fields of a face, in a fixed order of draws."""
         one, happens = self.one, self.happens
         gender = one(GENDERS)
         male = gender == "male"

@@ -1,4 +1,4 @@
-"""What lies behind the head: one colour, a gradient, or a room out of focus."""
+"""Background behind the head: one colour, a gradient, or a room out of focus."""
 
 import numpy as np
 

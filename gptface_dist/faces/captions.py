@@ -1,6 +1,6 @@
 """Captions in the manner of the web: sentences, noun phrases and lists of tags, from one attribute to all of them.
 
-What a caption may say is told by :mod:`~.facts`; this module puts it into grammatical words. Left and right are those of
+The content of captions comes from :mod:`~.facts`; this module puts it into grammatical words. Left and right are those of
 the picture.
 """
 
@@ -41,22 +41,22 @@ def captions(
 
 def distinct(describe: Callable[[], Person], random: np.random.Generator, count: int, prominent: float = 0.0) -> list[str]:
     """``count`` different captions; ``describe`` gives their subject, each time in other wordings of its facts."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[caption(describe(), random, prominent)] = None
-    return list(found)
+    captions: dict[str, None] = {}
+    while len(captions) < count:
+        captions[caption(describe(), random, prominent)] = None
+    return list(captions)
 
 
 def caption(subject: Person, random: np.random.Generator, prominent: float = 0.0) -> str:
     """One caption: its form, its length and the choice of facts are drawn."""
     draw = Wording(random)
-    told = int(random.choice(FACTS, p=FACTS_WEIGHTS))
+    number = int(random.choice(FACTS, p=FACTS_WEIGHTS))
     facts = [subject.facts[number] for number in random.permutation(len(subject.facts))]
     # Without prominence nothing is drawn for it: the captions are those of before there was such a choice.
     if prominent and draw.happens(prominent):
         facts.sort(key=lambda fact: not fact.prominent)
-        told = max(told, sum(fact.prominent for fact in facts))
-    facts = facts[:told]
+        number = max(number, sum(fact.prominent for fact in facts))
+    facts = facts[:number]
     form = random.choice(3, p=(0.4, 0.4, 0.2))
     text = (_sentences, _phrase, _tags)[form](subject, facts, draw)
     his, he = ("his", "he") if subject.male else ("her", "she")

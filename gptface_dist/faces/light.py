@@ -15,7 +15,7 @@ PLAIN_WRAP = np.array([0.1, 0.1, 0.1], np.float32)
 
 @dataclass(frozen=True)
 class Light:
-    """How one picture is lit, in camera coordinates."""
+    """Lights of one picture, in camera coordinates."""
 
     direction: Floats
     """(3,) unit vector towards the main light."""

@@ -1,4 +1,4 @@
-"""What surfaces look like: colour without light, painted in rest coordinates so that it moves with the skin."""
+"""Colour of surfaces without light, painted in rest coordinates so that it moves with the skin."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -14,7 +14,7 @@ from gptface_dist.faces.wardrobe import above_hairline, azimuth
 
 
 class Material(IntEnum):
-    """What a triangle is made of."""
+    """Material of a triangle, by number."""
 
     BODY = 0
     LEFT_EYE = 1
@@ -43,7 +43,7 @@ LIP_SEAM = np.array([(0, 6.606), (0.12, 6.612), (0.25, 6.613)], np.float32)
 
 @dataclass
 class Surface:
-    """Where fragments lie."""
+    """Positions and paint of n fragments of the skin."""
 
     rest: Floats
     """(n, 3) rest coordinates."""

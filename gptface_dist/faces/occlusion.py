@@ -75,8 +75,8 @@ def _lit(probes: Floats, points: Floats, triangles: Ints, direction: Floats) -> 
     scale = (MAP_SIZE - 2) / float((high - low).max())
     pixels = ((flat - low) * scale + 1).astype(np.float32)
     depth = points @ direction
-    found = fragments(pixels, depth, triangles, np.ones(len(triangles), bool), MAP_SIZE)
+    drawn = fragments(pixels, depth, triangles, np.ones(len(triangles), bool), MAP_SIZE)
     nearest = np.full(MAP_SIZE * MAP_SIZE, -1e9, np.float32)
-    np.maximum.at(nearest, found.pixel, found.depth)
+    np.maximum.at(nearest, drawn.pixel, drawn.depth)
     place = np.clip(((probes @ frame - low) * scale + 1).astype(int), 0, MAP_SIZE - 1)
     return (probes @ direction + BIAS >= nearest[place[:, 1] * MAP_SIZE + place[:, 0]]).astype(np.float32)

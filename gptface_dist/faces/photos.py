@@ -2,7 +2,7 @@
 
 Forty people, ten photographs each, 92x112 gray, taken 1992-1994 by AT&T Laboratories Cambridge, who must be credited.
 The package is read as data and never imported. Labels are this project's, in ``orl_attributes.csv``: gender of the subject,
-glasses of every picture and facial hair of the subject were told by eye (subject 16's facial hair is doubtful). The
+glasses of every picture and facial hair of the subject were annotated by eye (subject 16's facial hair is doubtful). The
 expression is a pseudo-label of the FER network with its confidence, often wrong: captions use it only where it says
 "happy" with at least :data:`SURE`. A picture becomes square by repeating its outermost columns, ten at either side.
 """
@@ -41,12 +41,12 @@ _CAPTION_SEED = 0
 
 @dataclass(frozen=True)
 class Photo:
-    """What is known of one photograph."""
+    """Annotations of one photograph."""
 
     file: str
     """``s1/1.pgm``: folder of the subject, number of the picture."""
     subject: int
-    """1 to 40."""
+    """Number of the subject, 1 to 40."""
     gender: str
     """``female`` or ``male``."""
     glasses: bool

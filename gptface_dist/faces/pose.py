@@ -1,4 +1,4 @@
-"""Where the head turns, where the camera stands, and where points land in the picture."""
+"""Pose of the head and the shoulders, position of the camera, and projection of points into the picture."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ def rotation(yaw: float, pitch: float, roll: float) -> Floats:
 
 @dataclass(frozen=True)
 class Pose:
-    """How one morphed head is turned and framed."""
+    """Rotation and framing of one morphed head."""
 
     head: Floats
     """(3, 3) rotation of the head."""
@@ -54,7 +54,7 @@ class Pose:
         return cls(head, shoulders, pivot, centre, closeness * float(0.665 * random.uniform(0.93, 1.06)) / height)
 
     def place(self, points: Floats, rest: Floats) -> Floats:
-        """Turn points (n, 3); how far each follows the head is told by its rest place."""
+        """Turn points (n, 3); each follows the head to a degree that depends on its rest position."""
         follow = _smooth((rest[:, 1] + 0.42 * rest[:, 2] - 5.85) / 0.75)[:, None]
         local = points - self.pivot
         return follow * (local @ self.head.T) + (1 - follow) * (local @ self.shoulders.T) + self.pivot - self.centre

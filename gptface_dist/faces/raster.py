@@ -97,17 +97,17 @@ def _cover(
     return pixel, block[which], np.stack([1 - b - c, b, c], 1)
 
 
-def nearest(found: Fragments) -> Ints:
+def nearest(fragments: Fragments) -> Ints:
     """Index of the nearest fragment of every covered pixel, in pixel order of first come.
 
     Depth is compared in 65,535 steps over its range: a counting sort then takes the place of a comparison sort.
     """
-    if not len(found.pixel):
+    if not len(fragments.pixel):
         return np.zeros(0, np.int64)
-    span = float(found.depth.max() - found.depth.min()) or 1.0
-    steps = ((found.depth - found.depth.min()) * np.float32(65535 / span)).astype(np.uint16)
+    span = float(fragments.depth.max() - fragments.depth.min()) or 1.0
+    steps = ((fragments.depth - fragments.depth.min()) * np.float32(65535 / span)).astype(np.uint16)
     order = np.argsort(steps, kind="stable")
-    last = np.full(int(found.pixel.max()) + 1, -1, np.int64)
-    last[found.pixel[order]] = order
+    last = np.full(int(fragments.pixel.max()) + 1, -1, np.int64)
+    last[fragments.pixel[order]] = order
     winners: Ints = last[last >= 0]
     return winners

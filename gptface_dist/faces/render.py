@@ -80,15 +80,15 @@ class Renderer:
         finer = oversampling(size)
         width = size * finer
         flat, depth = pose.project(placed, width)
-        found = self._visible(scene, face, flat, depth, width)
+        visible = self._visible(scene, face, flat, depth, width)
         light = Light.of(face)
-        color, label = self._paint(scene, face, found, scene.normals(placed), light, pose)
+        color, label = self._paint(scene, face, visible, scene.normals(placed), light, pose)
         picture = background(face, width).reshape(-1, 3)
-        picture[found.pixel] = color
+        picture[visible.pixel] = color
         labels = np.zeros(width * width, np.uint8)
-        labels[found.pixel] = label
+        labels[visible.pixel] = label
         nearness = np.zeros(width * width, np.float32)
-        nearness[found.pixel] = found.depth
+        nearness[visible.pixel] = visible.depth
         small = picture.reshape(size, finer, size, finer, 3).mean((1, 3))
         return Picture(
             pixels=to_bytes(small),
@@ -99,42 +99,42 @@ class Renderer:
     def _visible(self, scene: Scene, face: Attributes, flat: Floats, depth: Floats, width: int) -> Fragments:
         closed = scene.material <= Material.TONGUE
         drawn = ~closed | (facing(flat, scene.triangles) < 0)
-        found = fragments(flat, depth, scene.triangles, drawn, width)
-        piece = scene.piece[found.triangle]
-        kept = np.ones(len(found.pixel), bool)
+        visible = fragments(flat, depth, scene.triangles, drawn, width)
+        piece = scene.piece[visible.triangle]
+        kept = np.ones(len(visible.pixel), bool)
         for number, rule in enumerate(scene.keeps):
             if rule is not None:
-                mine = np.flatnonzero(piece == number)
-                part = found.take(mine)
-                kept[mine] = rule(
+                indices = np.flatnonzero(piece == number)
+                part = visible.take(indices)
+                kept[indices] = rule(
                     part.interpolate(scene.triangles, scene.rest), part.interpolate(scene.triangles, scene.strand)
                 )
-        material = scene.material[found.triangle]
+        material = scene.material[visible.triangle]
         if face.hat in ("cap", "beanie"):
             hair = np.flatnonzero(material == Material.HAIR)
-            kept[hair] &= hat_line(found.take(hair).interpolate(scene.triangles, scene.rest), face) < 0.03
+            kept[hair] &= hat_line(visible.take(hair).interpolate(scene.triangles, scene.rest), face) < 0.03
         elif face.hat == "headband":
             hair = np.flatnonzero(material == Material.HAIR)
-            kept[hair] &= np.abs(hat_line(found.take(hair).interpolate(scene.triangles, scene.rest), face) - 0.085) > 0.07
+            kept[hair] &= np.abs(hat_line(visible.take(hair).interpolate(scene.triangles, scene.rest), face) - 0.085) > 0.07
         lash = np.flatnonzero((material == Material.UPPER_LASH) | (material == Material.LOWER_LASH))
-        kept[lash] &= _lashes(found.take(lash).interpolate(scene.triangles, scene.rest), self._left_eye, material[lash], face)
-        found = found.take(kept)
-        return found.take(nearest(found))
+        kept[lash] &= _lashes(visible.take(lash).interpolate(scene.triangles, scene.rest), self._left_eye, material[lash], face)
+        visible = visible.take(kept)
+        return visible.take(nearest(visible))
 
     def _paint(
-        self, scene: Scene, face: Attributes, found: Fragments, normal: Floats, light: Light, pose: Pose
+        self, scene: Scene, face: Attributes, visible: Fragments, normal: Floats, light: Light, pose: Pose
     ) -> tuple[Floats, NDArray[np.uint8]]:
         model = self.model
         shades = Shades.of(face)
-        material = scene.material[found.triangle]
-        rest = found.interpolate(scene.triangles, scene.rest)
-        facing_out = unit(found.interpolate(scene.triangles, normal))
+        material = scene.material[visible.triangle]
+        rest = visible.interpolate(scene.triangles, scene.rest)
+        facing_out = unit(visible.interpolate(scene.triangles, normal))
         facing_out = np.where(facing_out[:, 2:] < 0, -facing_out, facing_out)
         vertices = np.ones((len(scene.rest), 2), np.float32)
         head_light = pose.head.T @ light.direction
         vertices[: len(model.rest), 0] = np.clip(model.visibility @ harmonics(head_light[None])[0], 0, 1)
         vertices[: len(model.rest), 1] = model.openness
-        seen = found.interpolate(scene.triangles, vertices)
+        seen = visible.interpolate(scene.triangles, vertices)
         shadow, openness = seen[:, 0], seen[:, 1]
         color = np.zeros((len(material), 3), np.float32)
         label = np.zeros(len(material), np.uint8)
@@ -142,7 +142,7 @@ class Renderer:
         soft = np.zeros(len(material), np.float32)
 
         body = np.flatnonzero(material == Material.BODY)
-        surface = Surface(rest[body], self._masks(found.take(body)))
+        surface = Surface(rest[body], self._masks(visible.take(body)))
         color[body], label[body], gloss[body] = body_color(surface, face, shades)
         soft[body] = label[body] != LABEL["cloth"]
         openness[body] *= _under_hair(rest[body], face)
@@ -164,7 +164,7 @@ class Renderer:
             color[lash] = 0.012
             label[lash] = np.where(rest[lash, 0] > 0, LABEL["left_eye"], LABEL["right_eye"])
         hair = np.flatnonzero(material == Material.HAIR)
-        strand = found.take(hair).interpolate(scene.triangles, scene.strand)
+        strand = visible.take(hair).interpolate(scene.triangles, scene.strand)
         color[hair] = hair_color(rest[hair], strand[:, 0], strand[:, 1], face, shades)
         label[hair] = LABEL["hair"]
         openness[hair] = 0.6 + 0.4 * smoothstep(rest[hair, 1], 6.6, 7.9)
@@ -190,10 +190,10 @@ class Renderer:
         color[worn] *= (1 - 0.18 * (np.abs(np.sin(rest[worn, 1] * 13)) > 0.96))[:, None]
         return shade(light, color, facing_out, shadow, openness, gloss, soft, material == Material.HAIR), label
 
-    def _masks(self, found: Fragments) -> Floats:
+    def _masks(self, visible: Fragments) -> Floats:
         """Paint masks (n, 4) in 0..1 at fragments of the head."""
         size = len(self.model.paint)
-        uv = np.einsum("nc,nck->nk", found.weights, self.model.uv[found.triangle])
+        uv = np.einsum("nc,nck->nk", visible.weights, self.model.uv[visible.triangle])
         column = np.clip((uv[:, 0] * size).astype(int), 0, size - 1)
         row = np.clip(((1 - uv[:, 1]) * size).astype(int), 0, size - 1)
         return self.model.paint[row, column].astype(np.float32) / np.float32(255)

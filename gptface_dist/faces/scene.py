@@ -18,7 +18,7 @@ class Piece:
     """One mesh of one or more materials, in the head's own coordinates, not yet turned."""
 
     points: Floats
-    """(n, 3) places after morphing."""
+    """(n, 3) positions after morphing."""
     rest: Floats
     """(n, 3) rest coordinates, in which it is painted and by which it follows the head's turn."""
     triangles: Ints
@@ -50,7 +50,7 @@ class Scene:
     """All pieces as one mesh."""
 
     points: Floats
-    """(v, 3) places after morphing."""
+    """(v, 3) positions after morphing."""
     rest: Floats
     """(v, 3) rest coordinates."""
     strand: Floats

@@ -28,7 +28,7 @@ _MASK = "mask.png"
 
 @dataclass(frozen=True)
 class SheetOptions:
-    """What a contact sheet shows."""
+    """Size and layers of a contact sheet."""
 
     count: int = 64
     """Pictures, fewer where the shards hold fewer."""
@@ -93,18 +93,18 @@ def _first(location: Path, count: int) -> list[Sample]:
         shards = [location]
     else:
         raise UserError(f"there is no {location}: give a folder of shards or one .tar file")
-    found: list[Sample] = []
+    chosen: list[Sample] = []
     for sample in _samples(shards):
-        if len(found) == count:
+        if len(chosen) == count:
             break
         try:
             picture_extension(list(sample.members))
         except Unreadable:
             continue
-        found.append(sample)
-    if not found:
+        chosen.append(sample)
+    if not chosen:
         raise UserError(f"no pictures in {location}: it must hold .tar files with members key.jpg, key.png or key.webp")
-    return found
+    return chosen
 
 
 def _samples(shards: list[Path]) -> Iterator[Sample]:
@@ -178,8 +178,8 @@ def palette() -> np.ndarray:
 
 def _landmarks(sample: Sample) -> dict[str, Any]:
     try:
-        found = json.loads(sample.members["json"].data)["landmarks"]
-        return {name: (float(x), float(y), bool(seen)) for name, (x, y, seen) in found.items()}
+        landmarks = json.loads(sample.members["json"].data)["landmarks"]
+        return {name: (float(x), float(y), bool(seen)) for name, (x, y, seen) in landmarks.items()}
     except (KeyError, ValueError, TypeError, AttributeError):
         raise UserError(f"sample {sample.key} has no landmarks in its .json: leave --landmarks out") from None
 

@@ -1,4 +1,4 @@
-"""Where a release comes from: kept in its ``config.json``, told to people in its ``README.md``."""
+"""Provenance of a release: stored in its ``config.json``, shown in its ``README.md``."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,16 +13,16 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Card:
-    """Provenance of a release; what is not known stays unknown, and the model card says so."""
+    """Provenance of a release; the model card shows missing facts as unknown."""
 
     name: str = "GPTFace"
-    """What people call it."""
+    """Title of the model card."""
     license: str = UNKNOWN
     """Licence of the weights: an identifier of the Hugging Face hub, such as ``mit``, or words."""
     data_license: str = UNKNOWN
-    """Licence of what it was trained on."""
+    """Licence of the training data."""
     data: list[str] = field(default_factory=list)
-    """What it was trained on, one source an entry."""
+    """Sources of the training data, one an entry."""
     step: int | None = None
     """Optimizer steps."""
     samples: int | None = None
@@ -32,9 +32,9 @@ class Card:
     losses: dict[str, float] = field(default_factory=dict)
     """Last losses and metrics, by name."""
     layout: str | None = None
-    """How the run was laid out over processes, in words."""
+    """Parallel layout of the run, as ``str(Layout)``."""
     ema: bool = False
-    """Whether the weights are a running average over steps instead of the last step's."""
+    """Whether the weights are the exponential moving average (EMA) instead of the last step's."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of the software that trained it."""
     parity: dict[str, float] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Card:
 def facts(
     card: Card, objective: Objective, options: ModelOptions, vocabulary: Vocabulary, grid: tuple[int, int], dtype: str
 ) -> dict[str, str]:
-    """What a reader wants to know first, in words."""
+    """The most important facts of a release by title, formatted for people; also for a checkpoint."""
     return {
         "Parameters": f"{objective.parameter_count(options, vocabulary):,} ({dtype})",
         "Objective": f"{objective.name}: {', '.join(f'{term.name} ({term.items})' for term in objective.terms)}",
@@ -68,8 +68,8 @@ def facts(
     }
 
 
-def markdown(card: Card, told: dict[str, str]) -> str:
-    """The model card, with the hub's front matter; ``told`` are :func:`facts`."""
+def markdown(card: Card, rows: dict[str, str]) -> str:
+    """The model card, with the hub's front matter; ``rows`` is the result of :func:`facts`."""
     # The hub knows a fixed list of licence identifiers; anything else is `other` with a name.
     licence = (
         ["license: other", f"license_name: {_yaml(card.license)}"]
@@ -91,7 +91,7 @@ def markdown(card: Card, told: dict[str, str]) -> str:
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in told.items()),
+        *(f"| {name} | {value} |" for name, value in rows.items()),
         "",
         "## Training data",
         "",
@@ -132,10 +132,10 @@ def _yaml(text: str) -> str:
 
 
 def to_json(card: Card) -> dict[str, Any]:
-    """As JSON."""
+    """The card as a mapping of JSON values."""
     return asdict(card)
 
 
 def from_json(raw: dict[str, Any]) -> Card:
-    """Read what :func:`to_json` gave; keys of newer versions are left out. ``TypeError`` where it is no mapping."""
+    """Parse a result of :func:`to_json`, without keys of newer versions; ``TypeError`` where it is no mapping."""
     return Card(**{name: raw[name] for name in Card.__dataclass_fields__ if name in raw})

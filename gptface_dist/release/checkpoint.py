@@ -1,4 +1,4 @@
-"""A training checkpoint as conversion sees it: one process, no process group, a tensor at a time."""
+"""Read a training checkpoint in one process, without a process group, one tensor at a time."""
 
 import io
 import math
@@ -35,23 +35,23 @@ class TrainingCheckpoint:
     """A published checkpoint, opened; its small files are checked against the manifest."""
 
     path: Path
-    """Its folder."""
+    """Folder of the checkpoint."""
     manifest: Manifest
     """Files, tensors and hashes."""
     record: RunRecord
-    """What it says about its run."""
+    """Step, state, configuration and metrics of its run."""
     objective: ObjectiveOptions
-    """What the run trains."""
+    """The run's objective."""
     options: ModelOptions
-    """Of the model."""
+    """Size and form of the model."""
     vocabulary: Vocabulary
     """The joint ids."""
     layout: Layout
-    """How the run that wrote it was laid out."""
+    """Parallel layout of the run that wrote it."""
 
     @classmethod
     def open(cls, path: Path) -> "TrainingCheckpoint":
-        """The checkpoint of a folder, or the latest of a run's. :class:`UserError` where there is none or it is damaged."""
+        """Open a checkpoint, or the latest one of a run's folder; :class:`UserError` where it is missing or damaged."""
         folder = resolve(path)
         try:
             manifest = Manifest.read(folder)
@@ -72,12 +72,12 @@ class TrainingCheckpoint:
 
     @cached_property
     def reference(self) -> ReferenceOutputs:
-        """What the distributed model gave when the checkpoint was written."""
+        """The distributed model's outputs on the reference batch when the checkpoint was written."""
         return ReferenceOutputs.load(self.path / REFERENCE_NAME)
 
     @property
     def card(self) -> Card:
-        """Where a release of it comes from, as far as the checkpoint knows."""
+        """Provenance of a release of this checkpoint, without licences and checks."""
         sources = self.record.config["data"]["sources"]
         equal = len({source["weight"] for source in sources}) == 1
         return Card(
@@ -102,12 +102,12 @@ class TrainingCheckpoint:
 
     @property
     def ema(self) -> "StoredTensors":
-        """Their running average; empty where the run kept none."""
+        """The float32 EMA of the weights; empty where the run kept none."""
         return StoredTensors(self, EMA)
 
     @cached_property
     def metadata(self) -> Metadata:
-        """DCP's own; :class:`UserError` where it is unreadable."""
+        """The metadata of torch.distributed.checkpoint; :class:`UserError` where it is unreadable."""
         path = self.path / STATE_NAME / METADATA_NAME
         try:
             return read_metadata(path)
@@ -116,9 +116,9 @@ class TrainingCheckpoint:
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Whole float32 tensors of one kind by name, put together from their pieces when asked for and checked.
+    """Whole float32 tensors of one kind by name; each access assembles one from its chunks and checks its fingerprint.
 
-    Beyond the tensor, reading takes the memory of two pieces.
+    Beyond the tensor, an access takes the memory of two chunks.
     """
 
     def __init__(self, checkpoint: TrainingCheckpoint, kind: str):
@@ -132,7 +132,7 @@ class StoredTensors(Mapping[str, Tensor]):
         try:
             self._read(key, tensor)
             whole = ChunkSpec((0,) * tensor.dim(), entry.shape)
-            # Where a piece lacks, too: what is in memory by chance has another fingerprint.
+            # Also detects a missing chunk: uninitialised memory has another fingerprint.
             if f"{fingerprint([(whole, tensor)], entry.shape):016x}" != entry.fingerprint:
                 raise ValueError("its numbers are not those that were written")
         except (OSError, KeyError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -149,11 +149,11 @@ class StoredTensors(Mapping[str, Tensor]):
             place = metadata.storage_data[MetadataIndex(key, chunk.offsets)]
             with (self._checkpoint.path / STATE_NAME / place.relative_path).open("rb") as file:
                 file.seek(place.offset)
-                piece = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
+                values = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
             target = tensor
             for axis, (start, length) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
                 target = target.narrow(axis, start, length)
-            target.copy_(piece)
+            target.copy_(values)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -1,4 +1,4 @@
-"""``config.json`` of a release: what the model is, in a form that Hugging Face's ``AutoConfig`` reads too."""
+"""``config.json`` of a release: objective, model, vocabulary and provenance; Hugging Face's ``AutoConfig`` reads it, too."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -25,20 +25,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class ReleaseConfig:
-    """What a release says of itself."""
+    """The content of a release's ``config.json``."""
 
     objective: ObjectiveOptions
-    """What it was trained for, which says what heads it has."""
+    """Training objective, which determines the heads."""
     options: ModelOptions
     """Size and form of the model."""
     vocabulary: Vocabulary
-    """The joint ids, and which tokenizers they are of."""
+    """The joint ids and the hashes of their tokenizers."""
     grid: tuple[int, int]
-    """Rows and columns of image codes that it was trained on."""
+    """Rows and columns of the image codes in training."""
     dtype: str
-    """Of the stored weights: a key of :data:`DTYPES`."""
+    """Dtype of the stored weights, a key of :data:`DTYPES`."""
     card: Card
-    """Where it comes from."""
+    """Provenance of the release."""
 
     def __post_init__(self) -> None:
         if not (1 <= self.grid[0] <= self.options.rows and 1 <= self.grid[1] <= self.options.columns):
@@ -50,7 +50,7 @@ class ReleaseConfig:
         self.build_objective()
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
+        """Write ``config.json``, whole or not at all."""
         raw = {
             "model_type": MODEL_TYPE,
             "architectures": [ARCHITECTURE],
@@ -66,7 +66,7 @@ class ReleaseConfig:
 
     @classmethod
     def load(cls, folder: Path) -> "ReleaseConfig":
-        """Read ``folder/config.json``; :class:`UserError` where the folder is no release or one of another format."""
+        """Load ``folder/config.json``; :class:`UserError` where the folder is no release or one of another format."""
         path = folder / CONFIG_NAME
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder: give that of a release, as `gptface convert` writes it")
@@ -88,7 +88,7 @@ class ReleaseConfig:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "ReleaseConfig":
-        """The content of ``config.json``; :class:`UserError`, ``KeyError`` or ``TypeError`` where something is amiss."""
+        """Parse the content of ``config.json``; :class:`UserError`, ``KeyError`` or ``TypeError`` where it is invalid."""
         rows, columns = (int(side) for side in raw["grid"])
         options, vocabulary = ModelOptions(**raw["options"]), Vocabulary(**raw["vocabulary"])
         objective = ObjectiveOptions(**raw["objective"])
@@ -96,17 +96,17 @@ class ReleaseConfig:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each of its tensors."""
+        """Name -> shape of each of the model's tensors."""
         table = self.build_objective().parameters(self.options, self.vocabulary)
         return {entry.name: entry.shape for entry in table}
 
     def build_objective(self) -> Objective:
-        """What it was trained for; weights of the losses are of no concern here."""
+        """Build the training objective, with default loss weights, which a release does not use."""
         return build_objective(self.objective, {})
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """``float32`` or ``bfloat16``; :class:`UserError` for a dtype that releases do not come in."""
+    """``float32`` or ``bfloat16``; :class:`UserError` for any other dtype, which a release cannot have."""
     for name, known in DTYPES.items():
         if dtype == known:
             return name

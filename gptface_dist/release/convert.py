@@ -1,4 +1,4 @@
-"""From a training checkpoint to a release, a tensor at a time, and refused unless the plain model computes the same."""
+"""Convert a training checkpoint to a release, one tensor at a time; refused unless the plain model has equal outputs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,30 +22,30 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest relative error of the heads' outputs. Rounding alone makes about 1e-6 and 1e-2."""
 
 BLOCK = 2**22
-"""Values that are read back at a time."""
+"""Number of values compared at a time."""
 
 Report = Callable[[str, int, int], None]
-"""Is told what is being done, to how many more values it was done, and to how many it will be."""
+"""Called with the current action, the number of values that it has just processed, and its total."""
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """How a checkpoint becomes a release."""
+    """Dtype, choice of weights, tokenizers and model card of a release."""
 
     dtype: str = "bfloat16"
-    """Of the released weights: ``bfloat16`` or ``float32``."""
+    """Dtype of the released weights: ``bfloat16`` or ``float32``."""
     ema: bool = False
-    """Release the running average of the weights instead of the last ones."""
+    """Release the EMA of the weights instead of the last step's."""
     tokenizers: Path | None = None
-    """Folder of the run's tokenizers, where it is no longer the one that the run's configuration names."""
+    """Folder of the run's tokenizers; None: the one in the run's configuration."""
     name: str = "GPTFace"
-    """What people call it."""
+    """Title of the model card."""
     license: str = UNKNOWN
     """Licence of the weights."""
     data_license: str = UNKNOWN
     """Licence of the training data."""
     shard_bytes: int = SHARD_BYTES
-    """Largest file of weights, unless one tensor alone is larger."""
+    """Largest file of weights in bytes, unless one tensor alone is larger."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -55,9 +55,9 @@ class ConvertOptions:
 def convert(source: Path, path: Path, options: ConvertOptions, report: Report = lambda what, done, total: None) -> Card:
     """Write the release ``path`` of a training checkpoint, or of a run's latest one.
 
-    Before anything is written, the plain model runs with the checkpoint's master weights and must give the outputs that the
-    distributed model gave when it wrote them. What was written is read back: each tensor must be the source's, rounded, and
-    the model must give the source's outputs but for rounding. At no time is more than about two tensors in memory.
+    Before anything is written, the plain model runs with the checkpoint's master weights and must reproduce the outputs that
+    the distributed model recorded. The written files are then read back: each tensor must equal the source's, rounded, and
+    the model must reproduce the source's outputs up to rounding. No more than about two tensors are in memory at a time.
 
     :class:`UserError` where the checkpoint or the tokenizers are missing, damaged or not of one model, ``path`` exists, or
     a check fails; then nothing is left on disk.
@@ -74,8 +74,8 @@ def convert(source: Path, path: Path, options: ConvertOptions, report: Report = 
         raise UserError(f"{tokenizers}, where the run had its tokenizers, is no folder: say where they are with --tokenizers")
     if vocabularies.verify(tokenizers) != checkpoint.vocabulary:
         raise UserError(f"{tokenizers} are not the tokenizers of {checkpoint.path}: say where those are with --tokenizers")
-    held = checkpoint.ema if options.ema else checkpoint.weights
-    if options.ema and not held:
+    weights = checkpoint.ema if options.ema else checkpoint.weights
+    if options.ema and not weights:
         raise UserError(f"{checkpoint.path} holds no running average: convert without --ema")
     recorded = checkpoint.reference
     grid = recorded.batch.grid
@@ -89,17 +89,17 @@ def convert(source: Path, path: Path, options: ConvertOptions, report: Report = 
         parity, TOLERANCES[recorded.dtype], f"{checkpoint.path}: the plain model's outputs are not those of the training run"
     )
     if options.ema:
-        wanted = _run(model, held, recorded.batch, "running the average", report)
+        wanted = _run(model, weights, recorded.batch, "running the average", report)
 
     with publishing(path) as folder:
         hashes = write_model(
-            folder, model, tokenizers, held, options.shard_bytes, lambda values: report("writing", values, total)
+            folder, model, tokenizers, weights, options.shard_bytes, lambda values: report("writing", values, total)
         )
-        _compare(Weights(folder), held, DTYPES[options.dtype], lambda values: report("reading back", values, total))
-        found = _run(model, Weights(folder), recorded.batch, "running the release", report)
-        rounding = difference(found, wanted)
+        _compare(Weights(folder), weights, DTYPES[options.dtype], lambda values: report("reading back", values, total))
+        outputs = _run(model, Weights(folder), recorded.batch, "running the release", report)
+        rounding = difference(outputs, wanted)
         _refuse(rounding, TOLERANCES[options.dtype], f"{path}: {options.dtype} changes the outputs too much")
-        ReferenceOutputs(recorded.batch, found, "float32").save(folder / REFERENCE_NAME)
+        ReferenceOutputs(recorded.batch, outputs, "float32").save(folder / REFERENCE_NAME)
         card = replace(
             checkpoint.card,
             name=options.name,
@@ -125,21 +125,21 @@ def _run(
 def _refuse(errors: dict[str, float], tolerance: float, what: str) -> None:
     """:class:`UserError` unless all errors are within the tolerance; NaN is not."""
     if not all(error <= tolerance for error in errors.values()):
-        found = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-        raise UserError(f"{what} (relative error: {found}; at most {tolerance:g}): nothing was written")
+        listed = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+        raise UserError(f"{what} (relative error: {listed}; at most {tolerance:g}): nothing was written")
 
 
-def _compare(written: Weights, held: Mapping[str, Tensor], dtype: torch.dtype, done: Callable[[int], None]) -> None:
+def _compare(written: Weights, weights: Mapping[str, Tensor], dtype: torch.dtype, done: Callable[[int], None]) -> None:
     """:class:`UserError` unless every tensor on disk is the source's to the bit, after rounding."""
-    # As integers, so that NaN equals itself: what the model makes of it is another check's business.
+    # As integers, so that NaN equals itself; the comparison of outputs refuses NaN.
     bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
     for name, shape in written.shapes.items():
-        source = held[name]
+        source = weights[name]
         each = max(1, BLOCK * shape[0] // source.numel())
         for start in range(0, shape[0], each):
             rows = source[start : start + each].to(dtype)
             if not torch.equal(written.rows(name, start, start + each).view(bits), rows.view(bits)):
                 raise UserError(f"{name} was not written as it is in the checkpoint: nothing was kept; the disk may be failing")
             done(rows.numel())
-        # The next one is read into other memory.
+        # Free it before the next tensor is read.
         del source

@@ -28,7 +28,7 @@ class GPTFaceConfig(PretrainedConfig):
 
     @property
     def release(self) -> ReleaseConfig:
-        """The same, checked; :class:`UserError` where it is no release's."""
+        """The configuration parsed and checked; :class:`UserError` where it is not a release's."""
         raw = {name: getattr(self, name, None) for name in ("format", "objective", "options", "vocabulary", "grid", "training")}
         if raw["format"] != FORMAT:
             raise UserError(f"{CONFIG_NAME} has the format {raw['format']!r}, not {FORMAT!r}: give a GPTFace release")
@@ -37,21 +37,21 @@ class GPTFaceConfig(PretrainedConfig):
 
 @dataclass
 class GPTFaceOutput(ModelOutput):
-    """What the model gives for B sequences of L tokens."""
+    """Features and outputs for B sequences of L tokens."""
 
     last_hidden_state: Tensor | None = None
-    """[B, L, H]: features; ``model.plain.token_logits`` makes logits of them."""
+    """[B, L, H]: features, the input of ``model.plain.token_logits``."""
     itm_logits: Tensor | None = None
-    """[B, 2]: of (negative, matched)."""
+    """[B, 2]: logits of (negative, positive) image-text pairs."""
     losses: dict[str, LossSum] | None = None
-    """Summed losses by term where labels were given: divide each by its items."""
+    """Summed losses by term where labels were given; the mean is the sum divided by the number of items."""
 
 
 class GPTFaceModel(PreTrainedModel):
-    """The plain model, as ``plain``, in Hugging Face's clothes."""
+    """A ``PreTrainedModel`` around the plain model, its attribute ``plain``."""
 
     config_class = GPTFaceConfig
-    # Names in a release are those of the plain model: transformers adds the prefix when it reads them.
+    # Tensor names in a release are those of the plain model: transformers adds the prefix when it loads them.
     base_model_prefix = "plain"
     _supports_sdpa = True
 
@@ -65,7 +65,7 @@ class GPTFaceModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
-        """Nothing: weights come from a release."""
+        """Do nothing: weights come from a release."""
 
     def forward(
         self,

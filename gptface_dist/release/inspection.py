@@ -1,4 +1,4 @@
-"""What a release or a training checkpoint holds, in words."""
+"""Describe the content of a release or a training checkpoint."""
 
 import math
 from collections.abc import Iterator
@@ -23,43 +23,43 @@ from gptface_dist.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class HeldTensor:
-    """One tensor, or several of one shape in consecutive layers."""
+    """One tensor of the folder, or several of one shape in consecutive layers."""
 
     name: str
-    """Name; ``layers.0-11.qkv.weight`` for those of several layers."""
+    """Name of the tensor; ``layers.0-11.qkv.weight`` for those of several layers."""
     count: int
-    """How many tensors."""
+    """Number of tensors."""
     shape: tuple[int, ...]
-    """Shape of each."""
+    """Shape of each tensor."""
     dtype: str
     """``float32`` or ``bfloat16``."""
     where: str
-    """Its file in a release; its fingerprint in a checkpoint, where the files depend on the layout. Empty for several."""
+    """File in a release; fingerprint in a checkpoint, whose files depend on the layout. Empty for several tensors."""
 
     @property
     def values(self) -> int:
-        """Numbers in all of them."""
+        """Number of values in all of the tensors."""
         return self.count * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a folder holds."""
+    """Facts and tensors of a release or a checkpoint."""
 
     path: Path
-    """The folder, after ``latest`` was followed."""
+    """Folder of the release or checkpoint, with ``latest`` resolved."""
     kind: str
     """``release`` or ``checkpoint``."""
     facts: dict[str, str]
-    """By title."""
+    """Formatted facts by title."""
     tensors: list[HeldTensor]
-    """Each tensor, in order."""
+    """Every tensor, in the order of the files."""
 
 
 def inspect(path: Path) -> Inspection:
-    """Look into a release, a checkpoint, or a run (its latest checkpoint).
+    """Describe a release, a checkpoint, or the latest checkpoint of a run.
 
-    :class:`UserError` where the path is none of them, or what is needed to tell is damaged.
+    :class:`UserError` where the path is none of them, or a file needed for the description is damaged.
     """
     if (path / CONFIG_NAME).is_file():
         return _release(path)
@@ -69,19 +69,19 @@ def inspect(path: Path) -> Inspection:
 
 
 def verify(path: Path) -> Iterator[str]:
-    """One line for each file of an inspected folder that is missing or not what was written."""
+    """Yield one line for each file of an inspected folder that is missing or has changed since it was written."""
     if (path / CONFIG_NAME).is_file():
         yield from manifest.problems(path, manifest.read(path))
     else:
-        held = TrainingCheckpoint.open(path)
-        yield from held.manifest.problems(held.path, held.manifest.files)
+        checkpoint = TrainingCheckpoint.open(path)
+        yield from checkpoint.manifest.problems(checkpoint.path, checkpoint.manifest.files)
 
 
-def group(found: Inspection) -> list[HeldTensor]:
-    """The model's tensors, those that differ by nothing but their layer as one; a checkpoint's other kinds have the same."""
+def group(inspection: Inspection) -> list[HeldTensor]:
+    """The model's tensors, with those that differ only in their layer in one row; EMA and moments are left out."""
     grouped: dict[tuple[str, tuple[int, ...], str], list[HeldTensor]] = {}
-    for tensor in found.tensors:
-        if found.kind == "checkpoint":
+    for tensor in inspection.tensors:
+        if inspection.kind == "checkpoint":
             if not tensor.name.startswith(f"{WEIGHTS}/"):
                 continue
             tensor = replace(tensor, name=tensor.name.removeprefix(f"{WEIGHTS}/"))
@@ -99,37 +99,39 @@ def group(found: Inspection) -> list[HeldTensor]:
 def _release(path: Path) -> Inspection:
     config = ReleaseConfig.load(path)
     known = manifest.read(path)
-    held = Weights(path)
+    weights = Weights(path)
     names = {"F32": "float32", "BF16": "bfloat16"}
     facts = {"Format": FORMAT, "Name": config.card.name}
     facts |= cards.facts(config.card, config.build_objective(), config.options, config.vocabulary, config.grid, config.dtype)
     facts |= _common(config.card, config.vocabulary, path, [size for size, _ in known.values()])
     tensors = [
-        HeldTensor(name, 1, shape, names.get(held.dtypes[name], held.dtypes[name]), held.file(name))
-        for name, shape in held.shapes.items()
+        HeldTensor(name, 1, shape, names.get(weights.dtypes[name], weights.dtypes[name]), weights.file(name))
+        for name, shape in weights.shapes.items()
     ]
     return Inspection(path, "release", facts, tensors)
 
 
-def _checkpoint(held: TrainingCheckpoint) -> Inspection:
-    entries = held.manifest.tensors
+def _checkpoint(checkpoint: TrainingCheckpoint) -> Inspection:
+    entries = checkpoint.manifest.tensors
     kinds: dict[str, int] = {}
     for key, entry in entries.items():
         kind = key.partition("/")[0]
         kinds[kind] = kinds.get(kind, 0) + math.prod(entry.shape)
     facts = {"Format": RECORD_FORMAT, "Holds": ", ".join(f"{kind} ({values:,} values)" for kind, values in kinds.items())}
-    told = cards.facts(
-        held.card,
-        build_objective(held.objective, {}),
-        held.options,
-        held.vocabulary,
-        held.reference.batch.grid,
+    described = cards.facts(
+        checkpoint.card,
+        build_objective(checkpoint.objective, {}),
+        checkpoint.options,
+        checkpoint.vocabulary,
+        checkpoint.reference.batch.grid,
         "float32",
     )
-    facts |= {title: fact for title, fact in told.items() if not title.startswith(("Licence", "Weights"))}
-    facts |= _common(held.card, held.vocabulary, held.path, [entry.bytes for entry in held.manifest.files.values()])
+    facts |= {title: fact for title, fact in described.items() if not title.startswith(("Licence", "Weights"))}
+    facts |= _common(
+        checkpoint.card, checkpoint.vocabulary, checkpoint.path, [entry.bytes for entry in checkpoint.manifest.files.values()]
+    )
     tensors = [HeldTensor(key, 1, entry.shape, entry.dtype, entry.fingerprint) for key, entry in entries.items()]
-    return Inspection(held.path, "checkpoint", facts, tensors)
+    return Inspection(checkpoint.path, "checkpoint", facts, tensors)
 
 
 def _common(card: cards.Card, vocabulary: Vocabulary, path: Path, sizes: list[int]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The manifest of a folder: size and SHA-256 of every file in it, so that damage is found and named."""
+"""The manifest of a release: size and SHA-256 of every file in its folder, to detect damage."""
 
 import json
 from collections.abc import Callable, Collection, Iterator
@@ -15,7 +15,7 @@ Known = dict[str, tuple[int, str]]
 
 
 def make(folder: Path, hashed: dict[str, str]) -> None:
-    """Write ``folder/manifest.json`` over all files now in the folder; ``hashed`` are digests known from writing them."""
+    """Write ``folder/manifest.json`` over all files in the folder; ``hashed``: name -> digest of files already hashed."""
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": hashed.get(name) or sha256(folder / name)}
         for name in _names(folder)
@@ -24,7 +24,7 @@ def make(folder: Path, hashed: dict[str, str]) -> None:
 
 
 def read(folder: Path) -> Known:
-    """What the manifest says. :class:`UserError` where it is missing or no manifest."""
+    """Read ``folder/manifest.json``; :class:`UserError` where it is missing or no manifest."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise UserError(f"{folder} holds no {MANIFEST_NAME}: it is incomplete or no release; get it again, whole")
@@ -42,10 +42,9 @@ def read(folder: Path) -> Known:
 def problems(
     folder: Path, known: Known, names: Collection[str] | None = None, done: Callable[[int], None] = lambda size: None
 ) -> Iterator[str]:
-    """One line for each file that is missing, of another size or of another content. ``done`` is told of bytes hashed.
+    """Yield one line for each file that is missing or has another size or content. ``done`` is called with bytes checked.
 
-    ``names`` are the files to look at, all of the manifest's by default. Files that the manifest does not know are none of
-    its business.
+    ``names`` are the files to check, by default all of the manifest's. Other files in the folder are ignored.
     """
     for name in known if names is None else names:
         path = folder / name
@@ -57,11 +56,11 @@ def problems(
             yield f"{path} is missing"
         elif path.stat().st_size != size:
             yield f"{path} has {path.stat().st_size} bytes, not {size}: it is damaged"
-        elif (found := sha256(path)) != digest:
-            yield f"{path} has the SHA-256 {found}, not {digest}: it is damaged or was changed"
+        elif (actual := sha256(path)) != digest:
+            yield f"{path} has the SHA-256 {actual}, not {digest}: it is damaged or was changed"
         done(size)
 
 
 def _names(folder: Path) -> list[str]:
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in found if name != MANIFEST_NAME)
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != MANIFEST_NAME)

@@ -1,4 +1,4 @@
-"""Reading a release: the plain model and its tokenizers. Needs torch, safetensors, sentencepiece and diffusers, no more."""
+"""Load a release: the plain model and its tokenizers. Needs only torch, safetensors, sentencepiece and diffusers."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Release:
-    """A release, loaded."""
+    """A loaded release; its tokenizers are loaded when first used."""
 
     path: Path
-    """Its folder."""
+    """Folder of the release."""
     config: ReleaseConfig
-    """What it says of itself."""
+    """Content of ``config.json``."""
     model: Transformer
-    """The model, in evaluation mode."""
+    """The plain model, in evaluation mode."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -39,13 +39,13 @@ class Release:
 
     @cached_property
     def text(self) -> TextTokenizer:
-        """The text tokenizer."""
+        """The text tokenizer, loaded at first use."""
         return TextTokenizer.load(self.path / TOKENIZERS_NAME / TEXT_NAME)
 
     @cached_property
     def image(self) -> "ImageTokenizer":
-        """The image tokenizer, on the model's device."""
-        # diffusers takes seconds to import; not everyone who loads a model makes pictures.
+        """The image tokenizer, loaded at first use on the model's device."""
+        # diffusers takes seconds to import, which users of the model alone do not need.
         from gptface_dist.tokenizers.image import ImageTokenizer
 
         device = next(self.model.parameters()).device
@@ -55,23 +55,23 @@ class Release:
 def load(
     path: Path | str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", verify: bool = True
 ) -> Release:
-    """Read a release.
+    """Load a release.
 
     Args:
-        path: its folder.
-        dtype: of the model's weights; as stored by default.
-        device: where the model goes.
-        verify: compare the hashes of all files that are read with the manifest; takes about as long as reading them.
+        path: folder of the release.
+        dtype: dtype of the model's weights; as stored by default.
+        device: device of the model.
+        verify: compare the hashes of all loaded files with the manifest; takes about as long as loading them.
 
-    :class:`UserError` in one line where the folder is no release, lacks a file, or a file is damaged or another's.
+    :class:`UserError` where the folder is no release, lacks a file, or a file is damaged or of another release.
     """
     folder = Path(path)
     config = ReleaseConfig.load(folder)
     known = manifest.read(folder)
-    held = Weights(folder)
+    weights = Weights(folder)
     if verify:
         tokenizers = [name for name in known if name.startswith(f"{TOKENIZERS_NAME}/")]
-        for problem in manifest.problems(folder, known, [CONFIG_NAME, *tokenizers, *held.files]):
+        for problem in manifest.problems(folder, known, [CONFIG_NAME, *tokenizers, *weights.files]):
             raise UserError(f"{problem}; get the release again")
     tokenizers_of = Vocabulary.load(folder / TOKENIZERS_NAME / VOCABULARY_NAME)
     if tokenizers_of != config.vocabulary:
@@ -82,29 +82,29 @@ def load(
 def load_model(
     folder: Path, config: ReleaseConfig, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Transformer:
-    """The plain model of a release, without a look at the manifest."""
-    held = Weights(folder)
+    """Load the plain model of a release, in evaluation mode, without verification against the manifest."""
+    weights = Weights(folder)
     dtype = dtype or DTYPES[config.dtype]
-    check_table(held, config.shapes, f"{folder}")
+    check_table(weights, config.shapes, f"{folder}")
     with torch.device("meta"):
         model = config.build_objective().model(config.options, config.vocabulary)
     loaded = {}
     for name, shape in config.shapes.items():
-        if held.shapes[name] != shape:
-            raise UserError(f"{folder}: {name} has the shape {held.shapes[name]}, {CONFIG_NAME} wants {shape}: get it again")
-        # A copy: what is mapped from the file would change, or end the process, when the file does.
-        loaded[name] = held[name].to(device, dtype, copy=True)
+        if weights.shapes[name] != shape:
+            raise UserError(f"{folder}: {name} has the shape {weights.shapes[name]}, {CONFIG_NAME} wants {shape}: get it again")
+        # A copy: memory mapped from the file would change with it, or end the process when the file is truncated.
+        loaded[name] = weights[name].to(device, dtype, copy=True)
     model.load_state_dict(loaded, assign=True)
     return model.eval()
 
 
 def weights(path: Path | str) -> Weights:
-    """A release's tensors by name, each read when asked for; names and shapes are checked against its configuration.
+    """A release's tensors by name, each read at access; names are checked against its configuration.
 
-    :class:`UserError` where the folder is no release or its files are not whole; hashes are not compared.
+    :class:`UserError` where the folder is no release or its files are incomplete; hashes are not compared.
     """
     folder = Path(path)
     config = ReleaseConfig.load(folder)
-    held = Weights(folder)
-    check_table(held, config.shapes, f"{folder}")
-    return held
+    tensors = Weights(folder)
+    check_table(tensors, config.shapes, f"{folder}")
+    return tensors

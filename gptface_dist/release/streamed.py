@@ -1,4 +1,4 @@
-"""The plain model with weights that come when needed: what a model of any size computes, in the memory of one tensor."""
+"""The plain model with weights loaded module by module: run a model of any size in the memory of its largest tensor."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,13 +22,13 @@ def streamed_model(
     weights: Mapping[str, Tensor],
     done: Callable[[int], None] = lambda values: None,
 ) -> Transformer:
-    """The objective's model in float32 on the CPU, for inference; reads each module's weights before it runs, then frees them.
+    """The objective's model in float32 on the CPU, for inference; loads each module's weights before it runs, then frees them.
 
     Args:
-        objective: whose model.
+        objective: builds the model.
         options: size and form.
         vocabulary: the joint ids.
-        weights: by name, of any floating dtype.
+        weights: tensors by name, of any floating dtype.
         done: called with the number of values read.
     """
     with torch.device("meta"):
@@ -45,13 +45,13 @@ def streamed_model(
             module.register_forward_pre_hook(_load(own, read))
             module.register_forward_hook(_free)
     if objective.predicts_tokens:
-        # The embeddings that it ties were freed when they had embedded.
+        # The tied embeddings were freed after their own forward pass: load them again.
         model.token_head.register_forward_pre_hook(lambda _, inputs: (inputs[0], read(WORDS), inputs[2]))
     return model.requires_grad_(False).eval()
 
 
 def values_read(objective: Objective, options: ModelOptions, vocabulary: Vocabulary) -> int:
-    """Values that a pass over a reference batch reads: all; for tokens of images, words and token head a second time."""
+    """Number of values that a pass over a reference batch loads: all once; with token logits, embeddings and head again."""
     words = vocabulary.size * options.hidden
     head = options.hidden * (options.hidden + 3) + vocabulary.size
     return objective.parameter_count(options, vocabulary) + (2 * words + head if objective.predicts_tokens else 0)
@@ -69,5 +69,5 @@ def _free(module: nn.Module, *_: Any) -> None:
     for key, parameter in module.named_parameters(recurse=False):
         module.register_parameter(key, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
     if isinstance(module, nn.Linear):
-        # The largest ones: otherwise the process would keep the room of the whole model in the end.
+        # After the largest tensors: otherwise the process would end up with the memory of the whole model.
         host.trim_host_memory()

@@ -1,7 +1,7 @@
-"""A model's weights as safetensors files in Hugging Face's convention, written and read a tensor at a time.
+"""Write and read a model's weights as safetensors files in Hugging Face's convention, one tensor at a time.
 
 One file ``model.safetensors``, or ``model-00001-of-0000n.safetensors`` and ``model.safetensors.index.json``. The library
-writes a file from tensors that are all in memory; here each passes through alone. Format:
+writes a file from tensors that are all in memory; here only one is in memory at a time. Format:
 https://huggingface.co/docs/safetensors (8 bytes of header length, JSON header, the tensors' bytes without gaps).
 """
 
@@ -24,18 +24,18 @@ from gptface_dist.files import write_atomically
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
-"""Hugging Face's customary size of a file."""
+"""Hugging Face's customary file size in bytes."""
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 Table = Mapping[str, tuple[int, ...]]
-"""Name -> shape, in the order of writing."""
+"""Tensor name -> shape, in the order of writing."""
 
 
 def check_table(names: Mapping[str, object], table: Table, origin: str) -> None:
-    """:class:`UserError` unless exactly the tensors of the table are there; ``origin`` is named in it."""
-    for what, found in (("lacks", table.keys() - names.keys()), ("has unknown tensors:", names.keys() - table.keys())):
-        if found:
-            shown = ", ".join(sorted(found)[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    """Raise :class:`UserError`, with ``origin`` in its message, unless ``names`` are exactly those of the table."""
+    for what, differing in (("lacks", table.keys() - names.keys()), ("has unknown tensors:", names.keys() - table.keys())):
+        if differing:
+            shown = ", ".join(sorted(differing)[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
             raise UserError(f"{origin} {what} {shown}: it is not of this model or this version")
 
 
@@ -47,15 +47,15 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     done: Callable[[int], None] = lambda values: None,
 ) -> dict[str, str]:
-    """Write the table's tensors as ``dtype``; each is asked for once, in the table's order, and let go.
+    """Write the table's tensors as ``dtype``; each is read once, in the table's order, and then freed.
 
     Args:
-        folder: where the files go.
-        table: what to write.
-        tensors: where it comes from, of any floating dtype.
+        folder: folder of the files; must exist.
+        table: names and shapes of the tensors to write.
+        tensors: the tensors, of any floating dtype and device.
         dtype: float32 or bfloat16 (rounded to nearest, ties to even).
         shard_bytes: a file ends before it becomes larger, unless one tensor alone is.
-        done: is told of the values written.
+        done: called with the number of values of each tensor written.
 
     Returns:
         SHA-256 of each file, by name.
@@ -63,17 +63,17 @@ def write(
     if sys.byteorder != "little":
         raise UserError("safetensors are little-endian: write them on another machine than this big-endian one")
     files = _plan(table, dtype.itemsize, shard_bytes)
-    hashes = {name: _write_file(folder / name, held, tensors, dtype, done) for name, held in files.items()}
+    hashes = {name: _write_file(folder / name, part, tensors, dtype, done) for name, part in files.items()}
     if len(files) > 1:
         total = dtype.itemsize * sum(math.prod(shape) for shape in table.values())
-        where = {tensor: name for name, held in files.items() for tensor in held}
+        where = {tensor: name for name, part in files.items() for tensor in part}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         write_atomically(folder / INDEX_NAME, json.dumps(index, indent=1) + "\n")
     return hashes
 
 
 def _plan(table: Table, itemsize: int, shard_bytes: int) -> dict[str, Table]:
-    """Which tensors go to which file, in order."""
+    """File name -> table of the tensors in it, in order."""
     files: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
     for name, shape in table.items():
@@ -85,14 +85,16 @@ def _plan(table: Table, itemsize: int, shard_bytes: int) -> dict[str, Table]:
         filled += size
     if len(files) == 1:
         return {SINGLE_NAME: files[0]}
-    return {f"model-{i:05d}-of-{len(files):05d}.safetensors": held for i, held in enumerate(files, 1)}
+    return {f"model-{i:05d}-of-{len(files):05d}.safetensors": part for i, part in enumerate(files, 1)}
 
 
-def _write_file(path: Path, held: Table, tensors: Mapping[str, Tensor], dtype: torch.dtype, done: Callable[[int], None]) -> str:
-    # transformers refuses files that do not say which framework's tensors they hold.
+def _write_file(
+    path: Path, table: Table, tensors: Mapping[str, Tensor], dtype: torch.dtype, done: Callable[[int], None]
+) -> str:
+    # transformers refuses files without the framework's name in the header.
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in held.items():
+    for name, shape in table.items():
         start, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -102,7 +104,7 @@ def _write_file(path: Path, held: Table, tensors: Mapping[str, Tensor], dtype: t
         for part in (len(text).to_bytes(8, "little"), text):
             file.write(part)
             digest.update(part)
-        for name, shape in held.items():
+        for name, shape in table.items():
             _write_tensor(file, digest, name, shape, tensors, dtype)
             done(math.prod(shape))
         file.flush()
@@ -118,7 +120,7 @@ def _write_tensor(
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype,
 ) -> None:
-    """A function of its own, so that no tensor is kept while the next is read."""
+    """Write one tensor; in a function of its own, so that the tensor is freed before the next is read."""
     tensor = tensors[name].detach()
     if tuple(tensor.shape) != shape:
         raise UserError(f"{name} has the shape {tuple(tensor.shape)}, the model wants {shape}: it is another's")
@@ -128,20 +130,20 @@ def _write_tensor(
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of a release by name, read when asked for.
+    """The tensors of a release by name, each read at access.
 
-    A tensor is mapped from its file, so a rank that copies only its shard of it reads only those pages. It is as stored, on
-    the CPU; changing it changes no file.
+    A tensor is mapped from its file, so a rank that copies only its shard of it reads only those pages. It has the stored
+    dtype and is on the CPU; changes to it do not reach the file.
     """
 
     def __init__(self, folder: Path):
         """Read names, shapes and dtypes; :class:`UserError` where a file is missing or damaged."""
         self.files = _files(folder)
-        """Names of the files that make it up: safetensors, and the index where there are several."""
+        """Names of the files: safetensors, and the index where there are several."""
         self.shapes: dict[str, tuple[int, ...]] = {}
-        """Shape of each tensor."""
+        """Tensor name -> shape."""
         self.dtypes: dict[str, str] = {}
-        """Dtype of each tensor in safetensors' words: F32, BF16."""
+        """Tensor name -> dtype in safetensors' notation: F32, BF16."""
         self._where: dict[str, Path] = {}
         for path in (folder / name for name in self.files if name != INDEX_NAME):
             try:
@@ -167,7 +169,7 @@ class Weights(Mapping[str, Tensor]):
     def _read(self, name: str, read: Callable[[Any], Tensor]) -> Tensor:
         path = self._where[name]
         try:
-            # Opened for each tensor: what was mapped of the file is let go with it.
+            # Opened anew for each tensor: the mapping is freed together with the tensor.
             with safe_open(path, framework="pt") as file:
                 return read(file)
         except (SafetensorError, OSError) as error:

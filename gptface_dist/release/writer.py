@@ -1,4 +1,4 @@
-"""Writing a release: beside its final place first, then given its name; nothing is left where anything fails."""
+"""Write a release atomically: into a temporary folder that is renamed at the end and removed on any failure."""
 
 import os
 import shutil
@@ -42,14 +42,14 @@ def save(
     """Write a model as a release: the folder ``path`` appears whole or not at all.
 
     Args:
-        model: what is released; its parameters may lie anywhere.
+        model: the model to release; its parameters may be on any device.
         tokenizers: folder with the ``text.model``, ``image/`` and ``vocabulary.json`` that the model was trained with.
         path: folder to make; must not exist.
-        grid: rows and columns of image codes that it was trained on.
-        card: where it comes from.
-        dtype: float32 or bfloat16.
-        shard_bytes: largest file of weights, unless one tensor alone is larger.
-        objective: what the model is for.
+        grid: rows and columns of the image codes in training.
+        card: provenance of the release.
+        dtype: dtype of the stored weights, float32 or bfloat16.
+        shard_bytes: largest file of weights in bytes, unless one tensor alone is larger.
+        objective: the training objective, which determines the heads.
 
     :class:`UserError` where the path exists or the tokenizers are not the model's.
     """
@@ -57,7 +57,7 @@ def save(
     with publishing(path) as folder:
         hashes = write_model(folder, config, tokenizers, dict(model.named_parameters()), shard_bytes)
         batch = reference_batch(model.vocabulary, grid, model.options.text_positions - SPECIALS_PER_SEQUENCE)
-        # The outputs of what was written and read back, not of what lies in memory.
+        # The outputs of the weights on disk, loaded again, not of those in memory.
         outputs = reference_outputs(config.build_objective(), load_model(folder, config, dtype=torch.float32), batch)
         ReferenceOutputs(batch, outputs, "float32").save(folder / REFERENCE_NAME)
         finish(folder, config, hashes)
@@ -65,7 +65,7 @@ def save(
 
 @contextmanager
 def publishing(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to write into: renamed to ``path`` at the end, removed where anything goes wrong."""
+    """A temporary folder beside ``path``: flushed and renamed to ``path`` at the end, removed on any error."""
     if path.exists():
         raise UserError(f"{path} exists: remove it or give another name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -86,13 +86,16 @@ def write_model(
     folder: Path,
     config: ReleaseConfig,
     tokenizers: Path,
-    held: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
     shard_bytes: int,
     done: Callable[[int], None] = lambda values: None,
 ) -> dict[str, str]:
-    """Tokenizers and weights. Returns the hashes of the files of weights; ``done`` is told of values written."""
-    found = vocabularies.verify(tokenizers)
-    if found != config.vocabulary:
+    """Copy the tokenizers and write the weights.
+
+    Returns the SHA-256 of each file of weights, by name; ``done`` is called with the number of values written.
+    """
+    vocabulary = vocabularies.verify(tokenizers)
+    if vocabulary != config.vocabulary:
         raise UserError(f"{tokenizers} are not the tokenizers that the model was trained with: its vocabulary has other hashes")
     target = folder / TOKENIZERS_NAME
     (target / IMAGE_NAME).mkdir(parents=True)
@@ -100,14 +103,14 @@ def write_model(
     image = tokenizers / IMAGE_NAME
     for source in (image / IMAGE_CONFIG_NAME, weights_path(image)):
         shutil.copyfile(source, target / IMAGE_NAME / source.name)
-    found.save(target / VOCABULARY_NAME)
-    tensors.check_table(held, config.shapes, "the model")
-    return tensors.write(folder, config.shapes, held, DTYPES[config.dtype], shard_bytes, done)
+    vocabulary.save(target / VOCABULARY_NAME)
+    tensors.check_table(weights, config.shapes, "the model")
+    return tensors.write(folder, config.shapes, weights, DTYPES[config.dtype], shard_bytes, done)
 
 
 def finish(folder: Path, config: ReleaseConfig, hashes: dict[str, str]) -> None:
-    """What people and loaders read first, and the manifest over all of it."""
-    told = cards.facts(config.card, config.build_objective(), config.options, config.vocabulary, config.grid, config.dtype)
-    write_atomically(folder / CARD_NAME, cards.markdown(config.card, told))
+    """Write the model card, ``config.json``, and last the manifest over all files."""
+    rows = cards.facts(config.card, config.build_objective(), config.options, config.vocabulary, config.grid, config.dtype)
+    write_atomically(folder / CARD_NAME, cards.markdown(config.card, rows))
     config.save(folder / CONFIG_NAME)
     manifest.make(folder, hashes)

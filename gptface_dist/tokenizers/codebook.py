@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Distances held at once: 2^24 float64 are 128 MiB.
+# Distances in memory at once: 2^24 float64 are 128 MiB.
 DISTANCES = 1 << 24
 
 
@@ -23,11 +23,11 @@ class Quantised:
     latents: Tensor
     """float32 [B, D, H, W]: each position's code vector; gradients pass straight through to the encoder."""
     codes: Tensor
-    """int64 [B, H, W]."""
+    """int64 [B, H, W]: index of each position's code vector."""
     codebook_loss: Tensor
-    """Mean of ``(sg(z) - e)^2``: draws codes to the encoder's outputs."""
+    """Mean of ``(sg(z) - e)^2``: moves codes towards the encoder's outputs."""
     commitment_loss: Tensor
-    """Mean of ``(z - sg(e))^2``: draws the encoder's outputs to codes."""
+    """Mean of ``(z - sg(e))^2``: moves the encoder's outputs towards codes."""
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -46,7 +46,7 @@ class _StraightThrough(torch.autograd.Function):
 def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
     """The nearest code (Euclidean) of each row: [N, D], [K, D] -> int64 [N].
 
-    In float64, so that the answer is a function of the row and not of the rounding of a product of matrices.
+    In float64, so that the result depends on the row alone and not on the rounding of a matrix product.
     """
     book = codebook.double()
     offsets = book.square().sum(1)
@@ -70,17 +70,17 @@ def quantise(latents: Tensor, codebook: Tensor) -> Quantised:
 
 
 def histogram(codes: Tensor, size: int) -> Tensor:
-    """How often each code occurs: int64 [size]."""
+    """Number of occurrences of each code: int64 [size]."""
     return torch.bincount(codes.flatten(), minlength=size)
 
 
 def share_used(counts: Tensor) -> float:
-    """Share of the codes that occur at all."""
+    """Share of the codes with a count above 0."""
     return float((counts > 0).float().mean())
 
 
 def perplexity(counts: Tensor) -> float:
-    """``exp`` of the entropy of the codes' frequencies: as many equally frequent codes would be as hard to guess."""
+    """``exp`` of the entropy of the codes' frequencies: the number of equally frequent codes with the same entropy."""
     frequencies = counts.double() / counts.sum().clamp(min=1)
     return float(torch.special.entr(frequencies).sum().exp())
 
@@ -94,7 +94,7 @@ def choose_rows(total: int, count: int, seed: int, step: int) -> Tensor:
 
 
 def hash_seed(seed: int, step: int) -> int:
-    """One seed of two numbers; neighbours do not collide (SplitMix64's finaliser)."""
+    """One 63-bit seed from two numbers; neighbours do not collide (SplitMix64's finaliser)."""
     mask = (1 << 64) - 1
     value = (seed * 0x9E3779B97F4A7C15 + step + 1) & mask
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask

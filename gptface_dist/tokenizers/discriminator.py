@@ -8,7 +8,7 @@ from torch.nn import functional
 class PatchDiscriminator(nn.Module):
     """Judges overlapping patches: pixels [B, 3, S, S] -> one logit a patch [B, 1, S', S'] (Isola et al. 2017).
 
-    Group instead of batch normalisation, so that a picture's logits do not depend on the batch or on how it is dealt to
+    Group instead of batch normalisation, so that a picture's logits depend neither on the batch nor on its split over
     processes.
     """
 
@@ -27,7 +27,7 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, 0.0, 0.02)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Logits; positive says real."""
+        """Logits [B, 1, S', S']; positive means real."""
         return self.body(pictures)
 
 

@@ -1,10 +1,10 @@
 """The image tokenizer: a VQ autoencoder in diffusers' format, as a function from pixels to codes and back.
 
-What was found in diffusers 0.42.1 and is relied on or avoided here:
+Behaviour of diffusers 0.42.1 that this module relies on or avoids:
 
-- ``VQModel.encode`` stops before quantisation, and ``VQModel.decode`` quantises what it is given, unless
-  ``force_not_quantize``; with ``lookup_from_codebook`` in the configuration that flag instead means "these are codes". The
-  same call so does three things; here the decoder is fed code vectors directly, which is right for every configuration.
+- ``VQModel.encode`` stops before quantisation, and ``VQModel.decode`` quantises its input, unless ``force_not_quantize``;
+  with ``lookup_from_codebook`` in the configuration that flag instead means "these are codes". One call thus has three
+  meanings; here the decoder receives code vectors directly, which is right for every configuration.
 - ``norm_type="spatial"`` (MoVQ) gives the decoder the code vectors a second time.
 - ``mid_block_add_attention=False`` leaves out the attention of the middle block only; ``Attn...Block2D`` levels keep theirs.
 - ``force_upcast`` and ``scaling_factor`` change nothing in ``VQModel``.
@@ -33,15 +33,15 @@ class ImageTokenizer:
         """Wrap a ``VQModel``; ``digest`` is :func:`~gptface_dist.tokenizers.image_files.image_sha256` of its folder."""
         self._model = model.float().eval().requires_grad_(False)
         self.sha256 = digest
-        """Identity of the tokenizer: of its configuration and weights."""
+        """Identity of the tokenizer: a hash of its configuration and weights."""
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ImageTokenizer":
-        """Read a folder that diffusers saved as a ``VQModel``; :class:`UserError` where it holds none, or not all of one."""
+        """Load a folder that diffusers saved as a ``VQModel``; :class:`UserError` where it is none or incomplete."""
         read_config(folder)
         try:
-            # Without low_cpu_mem_usage diffusers neither needs accelerate nor warns that it is missing; it draws weights
-            # before it reads them, and the caller's random numbers are to stay as they were.
+            # Without low_cpu_mem_usage diffusers neither needs accelerate nor warns that it is missing. It draws weights
+            # before it reads them: fork_rng preserves the caller's random state.
             with torch.random.fork_rng(devices=[]):
                 model, info = VQModel.from_pretrained(
                     folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
@@ -55,7 +55,7 @@ class ImageTokenizer:
         return cls(model.to(device), image_sha256(folder))
 
     def save(self, folder: Path) -> None:
-        """Write the model in diffusers' format; readers see nothing or all of it."""
+        """Write the model in diffusers' format and update :attr:`sha256`; readers see nothing or all of it."""
         self.sha256 = save_model(self._model, folder)
 
     @property
@@ -65,12 +65,12 @@ class ImageTokenizer:
 
     @property
     def factor(self) -> int:
-        """Down-sampling: pixels of a side that one code stands for."""
+        """Down-sampling factor: side in pixels of the square that one code stands for."""
         return int(2 ** (len(self._model.config.block_out_channels) - 1))
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """Device of the model's parameters."""
         return self._model.device
 
     @torch.no_grad()
@@ -99,8 +99,8 @@ class ImageTokenizer:
                 part = pixels[start : start + at_once].to(self.device)
                 filled = torch.cat([part, part.new_zeros(at_once - len(part), *part.shape[1:])])
                 rows = self._model.encode(filled).latents.permute(0, 2, 3, 1)
-                found = nearest(rows.reshape(-1, rows.shape[-1]), self._model.quantize.embedding.weight)
-                codes[start : start + at_once] = found.view(rows.shape[:-1])[: len(part)]
+                ids = nearest(rows.reshape(-1, rows.shape[-1]), self._model.quantize.embedding.weight)
+                codes[start : start + at_once] = ids.view(rows.shape[:-1])[: len(part)]
         return codes
 
     @torch.no_grad()
@@ -133,7 +133,7 @@ def save_model(model: VQModel, folder: Path) -> str:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         model.save_pretrained(temporary, safe_serialization=True)
-        # It leaves the weights readable for their owner alone.
+        # diffusers leaves the weights readable for their owner alone.
         shutil.copymode(temporary / CONFIG_NAME, temporary / WEIGHTS_NAME)
         (folder / CONFIG_NAME).unlink(missing_ok=True)
         for name in (WEIGHTS_NAME, CONFIG_NAME):

@@ -1,4 +1,4 @@
-"""What an image tokenizer keeps of pictures: PSNR, SSIM, use of the codebook, and a sheet to look at."""
+"""Evaluate an image tokenizer's reconstructions: PSNR, SSIM, use of the codebook, and a sheet of pictures."""
 
 import io
 from collections.abc import Iterable
@@ -19,22 +19,22 @@ GAP = 2
 
 @dataclass(frozen=True)
 class ImageEvaluation:
-    """Means over pictures. Both sides are compared as they are seen: rounded to 8 bits a channel."""
+    """Means over pictures. Originals and reconstructions are compared after rounding to 8 bits a channel."""
 
     pictures: int
-    """How many."""
+    """Number of pictures."""
     psnr: float
-    """In dB; the mean of the pictures' values."""
+    """Peak signal-to-noise ratio in dB, the mean of the pictures' values."""
     ssim: float
-    """1 is equal."""
+    """Structural similarity, the mean of the pictures' values; 1 for equal pictures."""
     codes_used: float
     """Share of the codebook that occurs in these pictures. Few pictures cannot use many codes."""
     perplexity: float
-    """Of the codes' frequencies."""
+    """``exp`` of the entropy of the codes' frequencies in these pictures."""
 
 
 def evaluate(tokenizer: ImageTokenizer, batches: Iterable[Tensor], sheet_rows: int = 8) -> tuple[ImageEvaluation, Image.Image]:
-    """Encode and decode pictures, float32 [B, 3, S, S] in [-1, 1]; the first ``4 * sheet_rows`` come onto the sheet."""
+    """Encode and decode pictures, float32 [B, 3, S, S] in [-1, 1]; the sheet shows the first ``4 * sheet_rows``."""
     counts = torch.zeros(tokenizer.codes, dtype=torch.int64)
     scores: list[tuple[Tensor, Tensor]] = []
     shown: list[tuple[Tensor, Tensor]] = []
@@ -76,7 +76,7 @@ def sheet(pairs: list[tuple[Tensor, Tensor]], columns: int = 4) -> Image.Image:
 
 
 def to_png(image: Image.Image) -> bytes:
-    """A picture as a PNG file."""
+    """The bytes of a PNG file of the picture."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

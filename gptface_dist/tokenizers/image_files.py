@@ -1,4 +1,4 @@
-"""What an image tokenizer's folder holds, read without torch: its configuration and its identity.
+"""Read configuration and identity of an image tokenizer's folder, without torch.
 
 The folder is what diffusers writes for a ``VQModel``: ``config.json`` and one safetensors file. Workers that only need
 sizes and hashes read them here and do not pay for importing torch and diffusers.
@@ -41,7 +41,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weights_path(folder: Path) -> Path:
-    """Where the weights of a ``VQModel`` folder lie."""
+    """Path of the weights of a ``VQModel`` folder."""
     return folder / WEIGHTS_NAME
 
 

@@ -1,4 +1,4 @@
-"""What an image tokenizer looks like and how it is trained: options and presets. Imports no torch."""
+"""Architecture and training options of an image tokenizer, with presets. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +11,7 @@ class ImageArchitecture:
     """The shape of a VQ autoencoder."""
 
     size: int
-    """Pixels of a side of the pictures it is trained on. It is convolutional: other multiples of ``factor`` work too."""
+    """Side of the training pictures, in pixels. The model is convolutional: other multiples of ``factor`` work, too."""
     channels: tuple[int, ...]
     """Channels of each level, from full resolution down; between two levels the resolution halves."""
     layers: int
@@ -37,12 +37,12 @@ class ImageArchitecture:
 
     @property
     def factor(self) -> int:
-        """Pixels of a side that one code stands for."""
+        """Down-sampling factor: side in pixels of the square that one code stands for."""
         return int(2 ** (len(self.channels) - 1))
 
     @property
     def grid(self) -> int:
-        """Codes of a side of a picture."""
+        """Codes along one side of a picture."""
         return self.size // self.factor
 
     def vqmodel(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
 
 @dataclass(frozen=True)
 class ImageTrainingOptions:
-    """How an image tokenizer is trained. The pictures' pixels are in [-1, 1]; losses are means over them."""
+    """Optimizer, losses and intervals of an image tokenizer's training. Pixels are in [-1, 1]; losses are means over them."""
 
     steps: int
     """Optimizer steps."""
@@ -77,7 +77,7 @@ class ImageTrainingOptions:
     learning_rate: float
     """Peak rate of AdamW, reached after the warm-up; then a cosine down to zero at the last step."""
     warmup: int
-    """Steps over which the rate rises linearly, and in which nothing is quantised yet."""
+    """Steps over which the rate rises linearly; the decoder gets unquantised latents during these steps."""
     beta1: float = 0.5
     """AdamW's decay of the gradient's mean; low, as is usual beside a discriminator."""
     beta2: float = 0.9
@@ -85,7 +85,7 @@ class ImageTrainingOptions:
     weight_decay: float = 0.0
     """AdamW's weight decay; the codebook has none."""
     clip: float = 1.0
-    """The gradient's norm is clipped to this."""
+    """Largest norm of the gradient; a larger one is scaled down to it."""
     l1: float = 1.0
     """Weight of the mean absolute error of pixels."""
     l2: float = 0.0
@@ -93,9 +93,9 @@ class ImageTrainingOptions:
     codebook: float = 1.0
     """Weight of the codebook's loss ``|sg(z) - e|^2 + commitment |z - sg(e)|^2``."""
     commitment: float = 0.25
-    """Weight of the encoder's side of it."""
+    """Weight of the encoder's side of the codebook's loss."""
     laplacian: float = 0.0
-    """Weight of the Laplacian pyramid's loss: edges and texture at every scale (needs no network, is no LPIPS)."""
+    """Weight of the Laplacian pyramid's loss, on edges and texture at every scale; needs no network and is not LPIPS."""
     vgg: float = 0.0
     """Weight of the feature loss of a VGG-16; needs ``vgg_weights``."""
     vgg_weights: str = ""
@@ -103,17 +103,17 @@ class ImageTrainingOptions:
     adversarial: float = 0.0
     """Weight of the patch discriminator's loss, before the adaptive factor; 0 trains none."""
     adversarial_start: int = 0
-    """Step from which the discriminator is trained and heard."""
+    """Step from which the discriminator is trained and its loss is added."""
     revive_every: int = 50
     """Steps between revivals of dead codes; 0 never revives."""
     revive_after: int = 100
     """Steps without use after which a code is dead."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the convolutions (autocast); quantisation, losses and weights stay in float32."""
+    """Precision of the convolutions (autocast); quantisation, losses and weights stay in float32."""
     seed: int = 0
-    """Of the initial weights and of the revivals."""
+    """Seed of the initial weights and of the revivals."""
     log_every: int = 20
-    """Steps between lines of metrics."""
+    """Steps between lines of ``metrics.jsonl``."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
 
@@ -134,12 +134,12 @@ class ImageTrainingOptions:
 
 @dataclass(frozen=True)
 class ImagePreset:
-    """An architecture with options that train it."""
+    """An architecture with matching training options."""
 
     architecture: ImageArchitecture
-    """The autoencoder."""
+    """Shape of the autoencoder."""
     training: ImageTrainingOptions
-    """Its training."""
+    """Training options for this shape."""
 
 
 PRESETS = {

@@ -1,4 +1,4 @@
-"""An image tokenizer in training: its networks, optimizers and dead codes, and one step of them."""
+"""The training state of an image tokenizer (networks, optimizers, use of codes) and one training step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -35,17 +35,17 @@ class Autoencoder(nn.Module):
             return self.model.quant_conv(self.model.encoder(pixels)).float()
 
     def forward(self, pixels: Tensor, quantised: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Reconstruction, encoder outputs, codes, codebook loss, commitment loss. (A tuple: what DDP passes through.)
+        """Reconstruction, encoder outputs, codes, codebook loss, commitment loss; a tuple, because DDP supports those.
 
-        Where not ``quantised``, the decoder gets the encoder's outputs themselves and nothing commits them to codes.
+        Unless ``quantised``, the decoder gets the encoder's outputs themselves and the commitment loss is 0.
         """
         latents = self.latents(pixels)
-        found = quantise(latents, self.codebook)
+        result = quantise(latents, self.codebook)
         if not quantised:
-            found = replace(found, latents=latents, commitment_loss=torch.zeros_like(found.commitment_loss))
+            result = replace(result, latents=latents, commitment_loss=torch.zeros_like(result.commitment_loss))
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._bf16):
-            reconstruction = decode_vectors(self.model, found.latents)
-        return reconstruction.float(), latents, found.codes, found.codebook_loss, found.commitment_loss
+            reconstruction = decode_vectors(self.model, result.latents)
+        return reconstruction.float(), latents, result.codes, result.codebook_loss, result.commitment_loss
 
     @property
     def codebook(self) -> nn.Parameter:
@@ -54,34 +54,34 @@ class Autoencoder(nn.Module):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The weight that makes pixels: where the adversarial loss is weighed."""
+        """Weight of the decoder's last convolution, whose gradients set the adaptive weight of the adversarial loss."""
         return self.model.decoder.conv_out.weight
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did. Tensors stay on the device, so that a step does not wait for it; losses are this process's means."""
+    """Metrics of one step. Tensors stay on the device, so that the host does not wait for the step."""
 
     losses: dict[str, Tensor]
-    """Scalars by name."""
+    """Scalars by name: means over this process's share of the batch."""
     counts: Tensor
-    """How often each code was used, over all processes: int64 [K]."""
+    """Number of uses of each code, over all processes: int64 [K]."""
     rate: float
-    """Learning rate."""
+    """Learning rate of the step."""
 
 
 class ImageTrainingState:
-    """Everything that training changes. Equal on all processes after every step, up to nothing: they add the same sums."""
+    """Everything that training changes. After every step it is equal to the bit on all processes: they add the same sums."""
 
     def __init__(self, architecture: ImageArchitecture, options: ImageTrainingOptions, processes: Processes):
         self.options, self.processes = options, processes
         self.step = 0
         device = processes.device
-        # The weights depend on the seed alone, and the caller's random numbers stay as they were.
+        # The weights depend on the seed alone; fork_rng preserves the caller's random state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             self.autoencoder = Autoencoder(VQModel(**architecture.vqmodel()), options.precision).to(device)
-            self._judge = _Judge(architecture, options, processes) if options.adversarial > 0 else None
+            self._adversary = _Adversary(architecture, options, processes) if options.adversarial > 0 else None
         self.last_used = torch.zeros(architecture.codes, dtype=torch.int64, device=device)
         """Step at which each code was last used or revived."""
         self._vgg = VGGLoss(Path(options.vgg_weights)).to(device) if options.vgg > 0 else None
@@ -99,18 +99,18 @@ class ImageTrainingState:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.step in (0, options.warmup):
-            # diffusers draws codes within 1/K of zero, all in one spot: begin with what the encoder says instead.
+            # diffusers initialises all codes within 1/K of zero: replace them by encoder outputs.
             with torch.no_grad():
                 self._reseed(torch.arange(len(self.last_used), device=pixels.device), self.autoencoder.latents(pixels))
-        # An untrained encoder's outputs differ in few directions, and codes taken from them would hold it to these (colours
-        # are lost for good): so there is no quantisation while the rate rises.
+        # An untrained encoder's outputs differ in few directions, and codes taken from them would confine it to these
+        # (colours are lost for good): latents are not quantised during the warm-up.
         quantised = self.step >= options.warmup
         reconstruction, latents, codes, codebook_loss, commitment_loss = self._run(pixels, quantised)
         picture_loss, losses = self._picture_loss(reconstruction, pixels)
         loss = picture_loss + options.codebook * (codebook_loss + options.commitment * commitment_loss)
-        judge = self._judge if self.step >= options.adversarial_start else None
-        if judge is not None:
-            adversarial = judge.against(reconstruction)
+        adversary = self._adversary if self.step >= options.adversarial_start else None
+        if adversary is not None:
+            adversarial = adversary.against(reconstruction)
             losses["adversarial"], weight = adversarial.detach(), self._adaptive_weight(picture_loss, adversarial)
             losses["adversarial_weight"] = weight
             loss = loss + options.adversarial * weight * adversarial
@@ -118,8 +118,8 @@ class ImageTrainingState:
         loss.backward()
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(self.autoencoder.parameters(), options.clip)
         self.optimizer.step()
-        if judge is not None:
-            losses["discriminator"] = judge.learn(pixels, reconstruction.detach(), rate)
+        if adversary is not None:
+            losses["discriminator"] = adversary.learn(pixels, reconstruction.detach(), rate)
         counts = self.processes.sum(histogram(codes, len(self.last_used)))
         self.last_used[counts > 0] = self.step
         self._revive(latents.detach())
@@ -129,7 +129,7 @@ class ImageTrainingState:
         return StepRecord(losses, counts, rate)
 
     def _picture_loss(self, reconstruction: Tensor, original: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of all losses between the pictures, and each alone."""
+        """The weighted sum of all reconstruction losses, and each unweighted loss, detached."""
         options = self.options
         parts = {}
         if options.l1 > 0:
@@ -146,13 +146,13 @@ class ImageTrainingState:
     def _adaptive_weight(self, picture_loss: Tensor, adversarial: Tensor) -> Tensor:
         layer = self.autoencoder.last_layer
         gradients = [torch.autograd.grad(loss, layer, retain_graph=True)[0] for loss in (picture_loss, adversarial)]
-        # A ratio of norms: of the whole batch's gradients, not a mean of the processes' ratios.
+        # The ratio of the norms of the global batch's gradients, not a mean of the processes' ratios.
         of_picture, of_adversarial = (self.processes.mean(gradient) for gradient in gradients)
         return adaptive_weight(of_picture, of_adversarial)
 
     @torch.no_grad()
     def _revive(self, latents: Tensor) -> None:
-        """Now and then, move codes that nobody uses to where encoder outputs are."""
+        """Every ``revive_every`` steps, set dead codes to encoder outputs."""
         every = self.options.revive_every
         # Not in the last tenth, where the falling rate would leave revived codes half-trained.
         if not every or (self.step + 1) % every or self.step >= 0.9 * self.options.steps:
@@ -165,10 +165,10 @@ class ImageTrainingState:
         """Give codes ``which`` [n] the values of random positions of the global batch's encoder outputs (b, D, h, w each)."""
         rows = latents.permute(0, 2, 3, 1).flatten(0, 2)
         chosen = choose_rows(len(rows) * self.processes.count, len(which), self.options.seed, self.step).to(rows.device)
-        # Each process fills in the rows it has, in the order of ranks; the others are zero, so that the sum is exact.
-        local = chosen - self.processes.rank * len(rows)
-        mine = (local >= 0) & (local < len(rows))
-        values = torch.where(mine[:, None], rows[local.clamp(0, len(rows) - 1)], 0.0)
+        # Each process fills in its own rows, in the order of ranks; the others are zero, so that the sum is exact.
+        offsets = chosen - self.processes.rank * len(rows)
+        local = (offsets >= 0) & (offsets < len(rows))
+        values = torch.where(local[:, None], rows[offsets.clamp(0, len(rows) - 1)], 0.0)
         book = self.autoencoder.codebook
         book[which] = self.processes.sum(values)
         for moment in ("exp_avg", "exp_avg_sq"):
@@ -177,26 +177,26 @@ class ImageTrainingState:
         self.last_used[which] = self.step
 
     def state(self) -> dict[str, Any]:
-        """Tensors and numbers to go on from, readable with ``weights_only``."""
+        """Tensors and numbers to resume from, loadable with ``weights_only=True``."""
         return {
             "step": self.step,
             "autoencoder": self.autoencoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "last_used": self.last_used,
-            "judge": self._judge.state() if self._judge else None,
+            "judge": self._adversary.state() if self._adversary else None,
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
+        """Resume from a result of :meth:`state`."""
         self.step = state["step"]
         self.autoencoder.load_state_dict(state["autoencoder"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.last_used.copy_(state["last_used"])
-        if self._judge:
-            self._judge.load(state["judge"])
+        if self._adversary:
+            self._adversary.load(state["judge"])
 
 
-class _Judge:
+class _Adversary:
     """The discriminator and its optimizer."""
 
     def __init__(self, architecture: ImageArchitecture, options: ImageTrainingOptions, processes: Processes):
@@ -236,9 +236,9 @@ class _Judge:
 
 
 def _parallel(module: nn.Module, processes: Processes) -> nn.Module:
-    """The module on one of several processes: its gradients come out averaged over them.
+    """The module in DDP, which averages gradients over processes; the module itself for a single process.
 
-    Of means over equal shares, that average is the mean over the global batch.
+    Shares are equal, so the average of their means is the mean over the global batch.
     """
     if processes.count == 1:
         return module

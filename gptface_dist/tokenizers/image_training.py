@@ -1,7 +1,7 @@
-"""Training an image tokenizer: the loop, its metrics, its checkpoints, and what stands in the folder at the end.
+"""Train an image tokenizer: the loop, its metrics and checkpoints, and the final folder.
 
-While it runs, the folder holds ``checkpoint.pt`` and ``metrics.jsonl``. At the end it holds the tokenizer in diffusers'
-format, ``metrics.jsonl``, ``summary.json`` and ``sheet.png``, and no checkpoint.
+During training, the folder contains ``checkpoint.pt`` and ``metrics.jsonl``; at the end the tokenizer in diffusers' format,
+``metrics.jsonl``, ``summary.json`` and ``sheet.png``, and no checkpoint.
 """
 
 import json
@@ -36,19 +36,19 @@ SHEET_NAME = "sheet.png"
 
 @dataclass(frozen=True)
 class ImageRun:
-    """What a folder was or is being trained with. A run goes on only where all of it is the same."""
+    """Options and data of a training run; it resumes only where all of them are the same."""
 
     architecture: ImageArchitecture
-    """The autoencoder."""
+    """Shape of the autoencoder."""
     training: ImageTrainingOptions
-    """Its training."""
+    """Optimizer, losses and intervals."""
     data: str
     """Hash of the pictures and their order."""
     held_out: int
     """Pictures kept out of training for the evaluation."""
 
     def described(self) -> dict[str, Any]:
-        """As plain values of JSON."""
+        """The fields as plain JSON values (tuples as lists), as the checkpoint and the summary store them."""
         return json.loads(json.dumps(asdict(self)))
 
     def differences(self, other: dict[str, Any]) -> list[str]:
@@ -56,10 +56,10 @@ class ImageRun:
         ours, theirs = (
             {**run["architecture"], **run["training"], "held_out": run["held_out"]} for run in (self.described(), other)
         )
-        found = [f"{name}={theirs.get(name)}, not {value}" for name, value in ours.items() if theirs.get(name) != value]
-        # The order's hash follows from the seed and from what is held out: that they differ has been said.
+        changed = [f"{name}={theirs.get(name)}, not {value}" for name, value in ours.items() if theirs.get(name) != value]
+        # The order's hash also depends on seed and held_out, whose differences are listed already.
         same_order = {"seed", "held_out"}.isdisjoint(name for name in ours if theirs.get(name) != ours[name])
-        return found + (["other pictures"] if same_order and other["data"] != self.data else [])
+        return changed + (["other pictures"] if same_order and other["data"] != self.data else [])
 
 
 def train_image_tokenizer(
@@ -79,10 +79,10 @@ def train_image_tokenizer(
         batches: given a step, yields this process's share of that step's global batch and of every following one:
             float32 ``[batch / processes, 3, S, S]`` in [-1, 1]. Shares are in the order of ranks.
         held_out: pictures for the final evaluation, in batches like those, not among those trained on.
-        folder: where the tokenizer is to be.
-        run: architecture, options, and the data's identity.
+        folder: folder of the tokenizer; made if missing.
+        run: architecture, options, and the hash of the data.
         processes: this process and its group.
-        on_step: told the number of steps done, and the metrics where a line of them was written.
+        on_step: called with the number of steps done, and the metrics where a line of them was written.
 
     Returns the summary, which is also in ``summary.json``. :class:`UserError` where the folder was made otherwise, the
     batch does not divide, the data ends, or the loss is no number.
@@ -123,7 +123,7 @@ def train_image_tokenizer(
 
 
 class _Window:
-    """Means of the metrics since the last line, over steps and processes; and the codes used meanwhile."""
+    """Accumulates metrics and code counts since the last line of metrics, as means over steps and processes."""
 
     def __init__(self, codes: int, processes: Processes):
         self._processes = processes
@@ -142,7 +142,7 @@ class _Window:
         self._since += 1
 
     def close(self, step: int, batch: int) -> dict[str, float]:
-        """The line of metrics; begins anew."""
+        """Return the line of metrics and start a new window."""
         names = sorted(self._sums)
         values = self._processes.mean(torch.stack([self._sums[name] / self._steps[name] for name in names]))
         seconds = time.monotonic() - self._started
@@ -154,7 +154,7 @@ class _Window:
         return metrics
 
     def state(self) -> dict[str, Any]:
-        """What an interrupted window has gathered; each process's sums are its own, so here they become means."""
+        """The sums so far, averaged over processes, since each process has its own and rank 0 alone saves them."""
         names = sorted(self._sums)
         sums = {name: self._processes.mean(self._sums[name].clone()) for name in names}
         return {"sums": sums, "steps": dict(self._steps), "counts": self._counts}
@@ -166,7 +166,7 @@ class _Window:
 
 
 def _save_checkpoint(folder: Path, run: ImageRun, state: ImageTrainingState, window: _Window) -> None:
-    """Publish ``checkpoint.pt``: the old one stays until the new one is whole and on disk."""
+    """Replace ``checkpoint.pt`` atomically, after the new one is flushed to disk."""
     gathered = window.state()
     if state.processes.rank == 0:
         raw = {"format": CHECKPOINT_FORMAT, "run": run.described(), "state": state.state(), "window": gathered}
@@ -183,25 +183,25 @@ def _save_checkpoint(folder: Path, run: ImageRun, state: ImageTrainingState, win
 
 
 def _resume(folder: Path, run: ImageRun, state: ImageTrainingState, window: _Window) -> None:
-    """Go on from ``checkpoint.pt`` where there is one."""
+    """Load ``checkpoint.pt``, if it exists, into ``state`` and ``window``."""
     path = folder / CHECKPOINT_NAME
     if not path.exists():
         return
     try:
         raw = torch.load(path, map_location=state.processes.device, weights_only=True)
-        found = raw["format"]
-    except Exception as error:  # whatever torch finds in a damaged file
+        version = raw["format"]
+    except Exception as error:  # torch raises many kinds for a damaged file
         reason = one_line(error)[:200]
         raise UserError(f"{path} cannot be read ({reason}): remove it to start anew") from None
-    if found != CHECKPOINT_FORMAT:
-        raise UserError(f"{path} has the format {found}, not {CHECKPOINT_FORMAT}: remove it to start anew")
+    if version != CHECKPOINT_FORMAT:
+        raise UserError(f"{path} has the format {version}, not {CHECKPOINT_FORMAT}: remove it to start anew")
     _refuse_other(folder, run, raw["run"])
     state.load(raw["state"])
     window.load(raw["window"])
 
 
 def _finished(folder: Path, run: ImageRun) -> dict[str, Any] | None:
-    """The summary of a folder that this run has already made."""
+    """The summary of a folder that this run has completed; None if it has not."""
     path = folder / SUMMARY_NAME
     if not path.exists():
         if (folder / CONFIG_NAME).exists() and not (folder / CHECKPOINT_NAME).exists():
@@ -221,14 +221,14 @@ def _refuse_other(folder: Path, run: ImageRun, other: dict[str, Any]) -> None:
 
 
 def _cut_metrics(path: Path, step: int) -> None:
-    """Drop lines of steps that will be done again."""
+    """Remove the lines of steps after ``step``, which will be repeated."""
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
         write_atomically(path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
 
 
 def _finish(folder: Path, run: ImageRun, state: ImageTrainingState, held_out: Callable[[], Iterable[Tensor]]) -> dict[str, Any]:
-    """Save the tokenizer, evaluate it as its users will load it, and write the summary, which says that all is there."""
+    """Save the tokenizer, load and evaluate it, and write the summary last: it marks the folder as complete."""
     if state.processes.rank == 0:
         save_model(state.autoencoder.model, folder)
         tokenizer = ImageTokenizer.load(folder, state.processes.device)

@@ -1,4 +1,4 @@
-"""Losses between a picture and its reconstruction that need no trained network of their own, and the learning rate's law."""
+"""Reconstruction losses that need no trained network, and the learning-rate schedule."""
 
 import math
 
@@ -34,8 +34,8 @@ def laplacian_loss(reconstruction: Tensor, original: Tensor) -> Tensor:
 
     The Lap1 loss of Bojanowski et al. 2018 (Optimizing the Latent Space of Generative Networks) up to the levels'
     weights: theirs sum over pixels with a factor 4^j, which per mean is the same weight for every octave, as here.
-    A plain pixel loss sees mostly the coarse octaves, where nearly all of a picture's variance is; this one asks for
-    edges of every size. It is no learnt perceptual metric.
+    A plain pixel loss is dominated by the coarse octaves, which hold nearly all of a picture's variance; this loss weighs
+    edges of every size. It is not a learnt perceptual metric.
     """
     pyramids = zip(laplacian_pyramid(reconstruction), laplacian_pyramid(original), strict=True)
     return torch.stack([functional.l1_loss(ours, theirs) for ours, theirs in pyramids]).sum()

@@ -1,4 +1,4 @@
-"""How close a reconstruction is: PSNR and SSIM, per picture."""
+"""PSNR and SSIM of reconstructions, per picture."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The processes that train an image tokenizer together, each with a copy of it: one, or as many as torchrun started."""
+"""The data-parallel processes of an image tokenizer's training: one, or as many as torchrun started."""
 
 import os
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from gptface_dist.errors import UserError
 
 @dataclass(frozen=True)
 class Processes:
-    """Where this process stands among them."""
+    """This process among the processes that train together."""
 
     rank: int
-    """Its number; process 0 writes the files."""
+    """Rank of this process; rank 0 writes the files."""
     count: int
-    """How many there are."""
+    """Number of processes."""
     device: torch.device
-    """Where this one computes."""
+    """Device of this process."""
 
     def share(self, batch: int) -> int:
         """Pictures of each process in a global batch; :class:`UserError` where it does not divide."""
@@ -34,24 +34,24 @@ class Processes:
         return batch // self.count
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over processes, in place."""
+        """Sum the tensor over processes, in place, and return it."""
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over processes, in place."""
+        """Average the tensor over processes, in place, and return it."""
         return self.sum(tensor).div_(self.count)
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have called it."""
         if self.count > 1:
             barrier()
 
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """The process group that torchrun's environment describes (NCCL on GPUs, else gloo); without it, this process alone."""
+    """Join the process group of torchrun's environment (NCCL on GPUs, else gloo); without one, this process alone."""
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = host.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if count == 1:

@@ -27,7 +27,7 @@ KINDS = ("unigram", "bpe")
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How a text tokenizer is trained."""
+    """Size and kind of a text tokenizer, and the sample of captions that trains it."""
 
     size: int = 8192
     """Number of pieces, among them 256 bytes and the (never used) unknown piece."""
@@ -37,9 +37,9 @@ class TextOptions:
     """``unigram`` (Kudo 2018), or ``bpe``, which is better on a small corpus: sentencepiece (0.2) finds unigram's candidates
     in substrings that several *distinct* words share, and spells out the commonest word ("with") if no other contains it."""
     captions: int = 2_000_000
-    """Captions that are used at most; of more, a uniform sample of this size."""
+    """Largest number of captions to train on; of more captions, a uniform sample of this size."""
     seed: int = 0
-    """Of that sample."""
+    """Seed of that sample."""
 
     def __post_init__(self) -> None:
         if self.size < 258:
@@ -53,7 +53,7 @@ class TextOptions:
 
 
 def normalise(text: str) -> str:
-    """What remains of a text: Unicode NFKC, each run of white space as one space, none at the ends.
+    """Normalise a text: Unicode NFKC, each run of white space as one space, none at the ends.
 
     Line breaks are white space, and so is sentencepiece's word mark U+2581. Lone surrogates (not text: they have no
     UTF-8) become U+FFFD.
@@ -63,7 +63,7 @@ def normalise(text: str) -> str:
 
 
 class TextTokenizer:
-    """A trained text tokenizer. It pickles, so that data workers can be handed one."""
+    """A trained text tokenizer; picklable, so that it can be passed to data workers."""
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor, digest: str):
         self._processor = processor
@@ -72,7 +72,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "TextTokenizer":
-        """Read a sentencepiece model file; :class:`UserError` where it is missing or something else."""
+        """Load a sentencepiece model file; :class:`UserError` where it is missing or not one."""
         if not path.is_file():
             raise UserError(f"{path} does not exist: train a text tokenizer with `gptface tokenizer text DATA {path}`")
         try:
@@ -90,7 +90,7 @@ class TextTokenizer:
         return self._processor.get_piece_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; none for one that is empty after :func:`normalise`."""
+        """Ids of a text; [] if it is empty after :func:`normalise`."""
         return self._processor.encode(normalise(text))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -127,11 +127,11 @@ def train_text_tokenizer(captions: Iterable[str], path: Path, options: TextOptio
             bos_id=-1,
             eos_id=-1,
             pad_id=-1,
-            # The texts come in NFKC. The model is given sentencepiece's own, weaker rule all the same (it is a table of
-            # longest prefixes and leaves some sequences apart, Hangul jamo among them), for those who read it elsewhere.
+            # The texts are in NFKC already. The model still carries sentencepiece's own, weaker rule (a table of longest
+            # prefixes that leaves some sequences decomposed, such as Hangul jamo), for other programs that load it.
             normalization_rule_name="nfkc",
-            # sentencepiece draws its own sample from std::random_device, hence ours above; and each thread adds up its
-            # share of the expected counts, so that the sums depend on how many there are, hence a constant.
+            # sentencepiece's sample comes from std::random_device, so we draw our own above. Each thread sums its share of
+            # the expected counts, so the result depends on the number of threads, which is fixed here.
             input_sentence_size=0,
             shuffle_input_sentence=False,
             num_threads=8,
@@ -167,13 +167,13 @@ def _lines(caption: str) -> Iterator[str]:
 
 
 def _explain(error: RuntimeError, options: TextOptions) -> UserError:
-    """What sentencepiece complains of, in a user's words."""
+    """Translate an error of sentencepiece into one with the options of ``gptface tokenizer text``."""
     message = str(error)
-    if found := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", message):
-        return UserError(f"the captions are too few for {options.size} pieces: at most {found[1]} are possible, use --size")
-    if found := re.search(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)", message):
+    if limit := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", message):
+        return UserError(f"the captions are too few for {options.size} pieces: at most {limit[1]} are possible, use --size")
+    if limit := re.search(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)", message):
         return UserError(
-            f"{options.size} pieces are too few for the captions' characters: at least {found[1]} are needed, "
+            f"{options.size} pieces are too few for the captions' characters: at least {limit[1]} are needed, "
             "use a larger --size or a lower --character-coverage"
         )
     return UserError(

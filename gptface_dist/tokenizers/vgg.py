@@ -1,4 +1,4 @@
-"""The feature loss of a VGG-16 that the user brings.
+"""The feature loss of a VGG-16, with weights that the user supplies.
 
 LPIPS (Zhang et al. 2018) without its learnt weights: squared differences of channel-normalised features after the five
 blocks, each averaged over positions, all channels alike. It is called by its own name because it is not LPIPS.
@@ -31,7 +31,7 @@ class VGGLoss(nn.Module):
     deviation: Tensor
 
     def __init__(self, path: Path):
-        """Read the convolutions from a safetensors file with torchvision's names (further tensors are passed over)."""
+        """Load the convolutions from a safetensors file with torchvision's names; other tensors are ignored."""
         super().__init__()
         self.convolutions = nn.ModuleDict(
             {str(number): nn.Conv2d(inputs, outputs, 3, padding=1) for block in BLOCKS for number, inputs, outputs in block}
@@ -50,15 +50,15 @@ class VGGLoss(nn.Module):
 
     def features(self, pictures: Tensor) -> list[Tensor]:
         """Activations at the end of each block for pixels in [-1, 1], each position's channels scaled to length 1."""
-        found = []
+        activations = []
         x = ((pictures + 1) / 2 - self.mean) / self.deviation
         for number, block in enumerate(BLOCKS):
             if number:
                 x = functional.max_pool2d(x, 2)
             for name, _, _ in block:
                 x = functional.relu(self.convolutions[str(name)](x))
-            found.append(functional.normalize(x, dim=1, eps=1e-8))
-        return found
+            activations.append(functional.normalize(x, dim=1, eps=1e-8))
+        return activations
 
     def forward(self, reconstruction: Tensor, original: Tensor) -> Tensor:
         """Mean over pictures of the blocks' summed distances; at least 16 pixels a side."""

@@ -1,8 +1,8 @@
 """The joint vocabulary: text ids, then image codes, then the special tokens, in one range of integers.
 
 A folder of tokenizers holds ``text.model`` (sentencepiece), ``image/`` (a diffusers ``VQModel``) and ``vocabulary.json``,
-which says how many ids each has and which files they came from. Tokenised data and trained models carry this vocabulary;
-the hashes say whether a pair of tokenizers is the one that they were made with. Imports neither torch nor diffusers.
+which has the number of ids and the hash of each. Tokenised data and trained models carry this vocabulary; the hashes tell
+whether a pair of tokenizers is the one they were made with. Imports neither torch nor diffusers.
 """
 
 import json
@@ -50,37 +50,37 @@ class Vocabulary:
 
     @property
     def text_range(self) -> range:
-        """Ids of text."""
+        """Text ids, ``[0, text_size)``."""
         return range(self.text_size)
 
     @property
     def image_range(self) -> range:
-        """Ids of image codes."""
+        """Image ids, ``[text_size, text_size + image_codes)``."""
         return range(self.text_size, self.text_size + self.image_codes)
 
     @property
     def image_offset(self) -> int:
-        """What is added to an image code to make it an id."""
+        """Id of image code 0: the id of code ``c`` is ``image_offset + c``."""
         return self.text_size
 
     @property
     def pad_id(self) -> int:
-        """Fills a sequence up to the length of its batch."""
+        """Id of [PAD], which fills a sequence up to the length of its batch."""
         return self.image_range.stop
 
     @property
     def cls_id(self) -> int:
-        """First token of every sequence; its output is the pooled one."""
+        """Id of [CLS], the first token of every sequence; its output is the pooled one."""
         return self.image_range.stop + 1
 
     @property
     def sep_id(self) -> int:
-        """Ends each modality."""
+        """Id of [SEP], which ends each modality."""
         return self.image_range.stop + 2
 
     @property
     def mask_id(self) -> int:
-        """Stands where a token is to be predicted."""
+        """Id of [MASK], the input in place of a token to predict."""
         return self.image_range.stop + 3
 
     def save(self, path: Path) -> None:
@@ -90,7 +90,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
-        """Read what :meth:`save` wrote.
+        """Load a vocabulary that :meth:`save` wrote.
 
         :class:`UserError` where the file is missing, is no vocabulary, is of another format, or contradicts itself.
         """
@@ -121,7 +121,7 @@ def join(folder: Path) -> Vocabulary:
 
     :class:`UserError` where a tokenizer is missing or unreadable, or the folder already has a vocabulary of others.
     """
-    # sentencepiece is only needed where a vocabulary is made; readers of one do not load it.
+    # sentencepiece is needed to make a vocabulary, not to load one.
     from gptface_dist.tokenizers.text import TextTokenizer
 
     text = TextTokenizer.load(folder / TEXT_NAME)
@@ -140,19 +140,19 @@ def join(folder: Path) -> Vocabulary:
 def verify(folder: Path) -> Vocabulary:
     """Load ``folder/vocabulary.json`` and check that the tokenizers beside it are the ones it was made from.
 
-    :class:`UserError` where a file is missing or hashes to something else; both hashes are named.
+    :class:`UserError` where a file is missing or has another hash; the message names both hashes.
     """
     vocabulary = Vocabulary.load(folder / VOCABULARY_NAME)
     text, image = folder / TEXT_NAME, folder / IMAGE_NAME
     if not text.is_file():
         raise UserError(f"{text} does not exist, but {folder / VOCABULARY_NAME} was made from it: put it back")
-    for path, found, wanted in (
+    for path, digest, wanted in (
         (text, sha256(text), vocabulary.text_sha256),
         (image, image_sha256(image), vocabulary.image_sha256),
     ):
-        if found != wanted:
+        if digest != wanted:
             raise UserError(
-                f"{path} has the hash {found}, but {folder / VOCABULARY_NAME} was made from {wanted}: "
+                f"{path} has the hash {digest}, but {folder / VOCABULARY_NAME} was made from {wanted}: "
                 "put back the tokenizer that the data and the model were made with"
             )
     return vocabulary

@@ -1,1 +1,1 @@
-"""One archive that carries the project to a GPU machine without internet (docs/gpu.md), and what installs it there."""
+"""Build an archive of the project for a GPU machine without internet (docs/gpu.md), and install it there."""

