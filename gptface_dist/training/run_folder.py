@@ -11,6 +11,8 @@ from gptface_dist.files import write_atomically
 from gptface_dist.training.config import Config
 
 NAME = "config.yaml"
+HEADER = "# gptface-config-2"
+"""First line of the file: its format. A comment, so that the file is a configuration like any other."""
 
 KEPT = (
     "objective",
@@ -42,11 +44,17 @@ def prepare_run_dir(config: Config) -> None:
     path = folder / NAME
     try:
         if path.exists():
-            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            if not text.startswith(HEADER):
+                raise UserError(
+                    f"{path} does not begin with {HEADER!r}: it is of another version of gptface_dist, whose keys are others; "
+                    "resume it with that version, or choose another run.folder"
+                )
+            before = yaml.safe_load(text)
             for part in KEPT:
                 _compare(part, _at(before, part), _at(now, part), folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, yaml.safe_dump(now, sort_keys=False))
+        write_atomically(path, f"{HEADER}\n{yaml.safe_dump(now, sort_keys=False)}")
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"run.folder {folder} cannot be used: {one_line(error)}") from None
 
