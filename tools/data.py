@@ -25,9 +25,9 @@ def index_command(
     """Index shards that others wrote (img2dataset, open_clip, webdataset). Prints damage; status 1 if there is any."""
     from gptface_dist.data.indexing import find_shards, index
 
-    found = find_shards(shards, out)
+    selected = find_shards(shards, out)
     problems = samples = size = kept = 0
-    for done in _progress(index(found, workers, force), len(found.names), "indexing"):
+    for done in _progress(index(selected, workers, force), len(selected.names), "indexing"):
         for problem in done.problems:
             print(problem)
         problems += len(done.problems)
@@ -35,8 +35,8 @@ def index_command(
         size += done.entry.size
         kept += done.kept
     print(
-        f"{len(found.names)} shards ({kept} indexed before), {samples} samples, {decimal(size)}, "
-        f"problems: {problems}; index in {found.out}"
+        f"{len(selected.names)} shards ({kept} indexed before), {samples} samples, {decimal(size)}, "
+        f"problems: {problems}; index in {selected.out}"
     )
     raise typer.Exit(1 if problems else 0)
 
@@ -78,7 +78,7 @@ def tokenize(
         float, typer.Option(help="Stop where more samples than this share, rounded up, are bad.")
     ] = 0.01,
 ) -> None:
-    """Make token shards of picture shards, one of each. Goes on where it was interrupted; bad samples are left out."""
+    """Make token shards of picture shards, one of each. Resumes after an interruption; bad samples are left out."""
     from gptface_dist.data.tokenize import BAD_NAME, Tokenization, TokenizeOptions
 
     tokenization = Tokenization(pictures, out, tokenizers, TokenizeOptions(size, batch, workers, device, max_bad_fraction))
@@ -116,8 +116,8 @@ def batch_command(
     print(*rows[0], sep="\t")
     for row in rows:
         print(*row.values(), sep="\t")
-    for one in replaced:
-        print(f"replaced: {one.origin}: {one.reason}; by {one.by}")
+    for substitution in replaced:
+        print(f"replaced: {substitution.origin}: {substitution.reason}; by {substitution.by}")
 
 
 def _progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:

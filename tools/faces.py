@@ -31,7 +31,7 @@ def render(
     shard_size: Annotated[int, typer.Option(help="Faces a shard.")] = 1000,
     format: Annotated[str, typer.Option(help="Of the pictures: png (lossless), jpg or webp (both with quality 95).")] = "png",
 ) -> None:
-    """Render faces with captions, attributes, parsing masks and landmarks. Goes on where it was interrupted."""
+    """Render faces with captions, attributes, parsing masks and landmarks. Resumes after an interruption."""
     from gptface_dist.faces.corpus import Recipe, Rendering
 
     # One thread in each process: more only get in each other's way.

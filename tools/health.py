@@ -17,19 +17,19 @@ def health(
 
     from gptface_dist.training.analysis import attention_report
 
-    found = attention_report.read(run, step)
-    names = list(dict.fromkeys(name for layer in found.layers.values() for name in layer.tensors))
+    report = attention_report.read(run, step)
+    names = list(dict.fromkeys(name for layer in report.layers.values() for name in layer.tensors))
     headings = [Column(name, no_wrap=True) for name in ("layer", "O", "dQ dK dV", *names)]
     table = Table(*headings, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for number, layer in found.layers.items():
+    for number, layer in report.layers.items():
         lost = (layer.tensors.get(name) for name in names)
         row = ["/".join(_percent(share) for share in shares) if shares else "" for shares in lost]
         gradient = "" if layer.gradient_error is None else f"{layer.gradient_error:.3f}"
         table.add_row(f"{number}{'*' if layer.fallen_back else ''}", f"{layer.out_error:.3f}", gradient, *row)
     console = Console(highlight=False)
-    console.print(f"step {found.step}: O and gradients: error against bf16; others: % saturated/% flushed to zero in FP8")
+    console.print(f"step {report.step}: O and gradients: error against bf16; others: % saturated/% flushed to zero in FP8")
     console.print(table)
-    if any(layer.fallen_back for layer in found.layers.values()):
+    if any(layer.fallen_back for layer in report.layers.values()):
         console.print("* goes on without FP8")
 
 

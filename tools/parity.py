@@ -62,11 +62,11 @@ def parity(
     )
     with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(f"{len(cases)} layouts, {steps} steps each"):
         results = proof.run_parity(cases, Path(folder) / "found.jsonl")
-    for found in results:
-        errors = [f"{error:.1e}" for error in (found.loss, found.norm, found.gradient)]
-        verdict = "equal" if found.ok() else "DIFFERENT"
-        table.add_row(found.layout, *errors, found.worst, str(found.compared), verdict)
+    for result in results:
+        errors = [f"{error:.1e}" for error in (result.loss, result.norm, result.gradient)]
+        verdict = "equal" if result.ok() else "DIFFERENT"
+        table.add_row(result.layout, *errors, result.worst, str(result.compared), verdict)
     Console().print(table)
-    equal = all(found.ok() for found in results)
+    equal = all(result.ok() for result in results)
     print(f"{'equal' if equal else 'DIFFERENT'} within {results[0].tolerance:g}")
     raise typer.Exit(0 if equal else 1)

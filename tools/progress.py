@@ -1,4 +1,4 @@
-"""The bar that long commands show."""
+"""Progress bar of long commands."""
 
 import sys
 
@@ -7,9 +7,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def bar(unit: str = "", shown: bool = True) -> Progress:
-    """What is done, how many of how many, the time that it took and will take.
+    """A progress bar with description, count, elapsed and remaining time.
 
-    On stderr, where that is a terminal, and gone in the end; to a file or pipe it writes nothing.
+    It is on stderr if that is a terminal, and disappears at the end; to a file or pipe it writes nothing.
 
     Args:
         unit: what is counted; may name fields of the task, as rich's TextColumn does.

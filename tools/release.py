@@ -10,7 +10,7 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint, or of a run: then its latest one.")],
     release: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     dtype: Annotated[str, typer.Option(help="Of the released weights: bfloat16 (or bf16), or float32.")] = "bfloat16",
-    average: Annotated[bool, typer.Option("--ema", help="Release the running average of the weights.")] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="Release the running average of the weights.")] = False,
     tokenizers: Annotated[Path | None, typer.Option(help="The run's tokenizers, where they have moved.")] = None,
     name: Annotated[str, typer.Option(help="What people call the model.")] = "GPTFace",
     license: Annotated[str, typer.Option(help="Licence of the weights: the hub's identifier, or words.")] = "unknown",
@@ -26,7 +26,7 @@ def convert(
     from gptface_dist.release.convert import ConvertOptions
     from gptface_dist.release.convert import convert as to_release
 
-    options = ConvertOptions({"bf16": "bfloat16"}.get(dtype, dtype), average, tokenizers, name, license, data_license)
+    options = ConvertOptions({"bf16": "bfloat16"}.get(dtype, dtype), ema, tokenizers, name, license, data_license)
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -50,32 +50,32 @@ def inspect(
         bool, typer.Option("--verify", help="Compare every file with its SHA-256. Status 1 if one differs.")
     ] = False,
 ) -> None:
-    """What a release or checkpoint holds: model, provenance, versions, tensors, hashes."""
+    """Show the content of a release or checkpoint: model, provenance, versions, tensors, hashes."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Column, Table
 
     from gptface_dist.release import inspection
 
-    found = inspection.inspect(path)
+    inspected = inspection.inspect(path)
     console = Console(soft_wrap=False)
-    console.print(f"{found.kind} {found.path}", highlight=False)
+    console.print(f"{inspected.kind} {inspected.path}", highlight=False)
     about = Table("", Column(overflow="fold"), show_header=False, box=None)
-    for title, fact in found.facts.items():
+    for title, fact in inspected.facts.items():
         about.add_row(title, fact)
-    rows = found.tensors if tensors else inspection.group(found)
+    rows = inspected.tensors if tensors else inspection.group(inspected)
     columns = Column("tensor", overflow="fold"), Column("tensors", justify="right"), Column("shape", no_wrap=True), "dtype"
-    held = Table(*columns, Column("values", justify="right"), box=SIMPLE)
+    listing = Table(*columns, Column("values", justify="right"), box=SIMPLE)
     if tensors:
-        held.add_column("file" if found.kind == "release" else "fingerprint", overflow="fold")
+        listing.add_column("file" if inspected.kind == "release" else "fingerprint", overflow="fold")
     for row in rows:
         shape = " x ".join(str(side) for side in row.shape)
-        held.add_row(row.name, str(row.count), shape, row.dtype, f"{row.values:,}", *([row.where] if tensors else []))
+        listing.add_row(row.name, str(row.count), shape, row.dtype, f"{row.values:,}", *([row.where] if tensors else []))
     console.print(about)
-    console.print(held)
+    console.print(listing)
     if verify:
         with Console(stderr=True).status("comparing hashes"):
-            problems = list(inspection.verify(found.path))
+            problems = list(inspection.verify(inspected.path))
         for problem in problems:
             print(problem)
         print("every file is what was written" if not problems else f"problems: {len(problems)}")

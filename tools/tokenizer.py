@@ -77,7 +77,7 @@ def train_image(
     workers: Annotated[int, typer.Option(help="Processes that read pictures; 0 reads in the training process.")] = 0,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
 ) -> None:
-    """Train the image tokenizer on the pictures of DATA. The same command goes on where it stopped.
+    """Train the image tokenizer on the pictures of DATA. The same command resumes an interrupted training.
 
     On N processes: `torchrun --nproc-per-node N -m gptface_dist.tools.main tokenizer image ...`
     """
@@ -189,10 +189,10 @@ def _in_words(evaluation: dict[str, Any]) -> str:
     )
 
 
-def _precision(asked: str | None) -> str | None:
+def _precision(option: str | None) -> str | None:
     """``auto`` as what is fast on this machine."""
-    if asked != "auto":
-        return asked
+    if option != "auto":
+        return option
     from gptface_dist import host
 
     return "bf16" if host.native_bfloat16(host.device()) else "fp32"

@@ -62,9 +62,9 @@ def curves(
     differences = [curves.difference(runs[0], other) for other in runs[1:]]
     curves.draw(runs, out)
     apart = 0.0
-    for other, (steps, found) in zip(runs[1:], differences, strict=True):
-        print(f"{other} against {runs[0]}, {steps} steps: " + ", ".join(f"{name} {x:.1e}" for name, x in found.items()))
-        apart = max(apart, *found.values())
+    for other, (steps, relative) in zip(runs[1:], differences, strict=True):
+        print(f"{other} against {runs[0]}, {steps} steps: " + ", ".join(f"{name} {x:.1e}" for name, x in relative.items()))
+        apart = max(apart, *relative.values())
     print(out)
     if within is not None and not apart <= within:
         raise typer.Exit(1)

@@ -148,12 +148,12 @@ def _dq(
     log2_factor = log2_factor * tl.load(qk_scale + index * 2) * k_scale
     ds_scale = tl.maximum(tl.load(bounds + index * 2), _TINY) / _FP8_MAX
     ds_inverse = 1.0 / ds_scale
-    mine = row + tile * QUERIES
-    q = resident(q_rows, mine, QUERIES, D, SPECIALIZE)
-    do = resident(dout_rows, mine, QUERIES, D, SPECIALIZE)
-    logsum = resident_vector(lse, mine, QUERIES, SPECIALIZE)[:, None]
-    offset = resident_vector(delta, mine, QUERIES, SPECIALIZE)[:, None]
-    scale = resident_vector(dout_scale, mine, QUERIES, SPECIALIZE)[:, None]
+    query_row = row + tile * QUERIES
+    q = resident(q_rows, query_row, QUERIES, D, SPECIALIZE)
+    do = resident(dout_rows, query_row, QUERIES, D, SPECIALIZE)
+    logsum = resident_vector(lse, query_row, QUERIES, SPECIALIZE)[:, None]
+    offset = resident_vector(delta, query_row, QUERIES, SPECIALIZE)[:, None]
+    scale = resident_vector(dout_scale, query_row, QUERIES, SPECIALIZE)[:, None]
     dq_sum = tl.zeros([QUERIES, D], tl.float32)
     keys = tl.arange(0, KEYS)[None, :]
     if OVERLAP:

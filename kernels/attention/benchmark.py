@@ -110,13 +110,13 @@ class _Bench:
         return (q, k) if self.norm is None else self.norm(q, k)
 
     def time(self, way: str, attention: Attention) -> Speed | Untimed:
-        """Forward and backward pass of one way; what it cannot do must not take the table with it."""
+        """Time forward and backward pass of one way; an error gives :class:`Untimed`, so that the table goes on without it."""
         try:
             out = attention(*self.leaves)
             gradients = torch.autograd.grad(out, self.leaves, self.dout, retain_graph=True)
             errors = [
-                float((self.sample(found).double() - wanted).norm() / wanted.norm())
-                for found, wanted in zip((out.detach(), *gradients), self.true, strict=True)
+                float((self.sample(result).double() - wanted).norm() / wanted.norm())
+                for result, wanted in zip((out.detach(), *gradients), self.true, strict=True)
             ]
             # Gradients are wanted: the forward pass is timed with all that it keeps for them.
             forward = self.timer(lambda: attention(*self.leaves))
@@ -170,8 +170,8 @@ class _Bench:
         true = _true([self.sample(x) for x in given], None)
         try:
             attention = cudnn.CudnnFp8(*given)
-            found = [self.sample(x).double() for x in attention.results()]
-            errors = [float((x - wanted).norm() / wanted.norm()) for x, wanted in zip(found, true, strict=True)]
+            results = [self.sample(x).double() for x in attention.results()]
+            errors = [float((x - wanted).norm() / wanted.norm()) for x, wanted in zip(results, true, strict=True)]
             forward, backward = self.timer(attention.forward), self.timer(attention.backward)
         # cuDNN's errors have no class in common.
         except Exception as error:
@@ -217,14 +217,14 @@ def crossover(speeds: list[Speed], backward: str) -> int | None:
 
     Forward and backward together, of full batches, at every head size measured; None if not even at the longest.
     """
-    found = None
+    fewest = None
     for tokens in sorted({speed.shape.tokens for speed in speeds if speed.shape.kind == FULL}, reverse=True):
-        here = [speed for speed in speeds if speed.shape.tokens == tokens and speed.shape.kind == FULL]
-        for size in {speed.shape.size for speed in here}:
-            total = {speed.way: speed.forward + speed.backward for speed in here if speed.shape.size == size}
+        timed = [speed for speed in speeds if speed.shape.tokens == tokens and speed.shape.kind == FULL]
+        for size in {speed.shape.size for speed in timed}:
+            total = {speed.way: speed.forward + speed.backward for speed in timed if speed.shape.size == size}
             rivals = [time for way, time in total.items() if way.startswith("sdpa")]
             own = total.get(f"fp8, backward {backward}")
             if not rivals or own is None or own >= min(rivals):
-                return found
-        found = tokens
-    return found
+                return fewest
+        fewest = tokens
+    return fewest

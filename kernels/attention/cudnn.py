@@ -34,12 +34,12 @@ def missing() -> str | None:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A tensor in FP8."""
+    """A tensor in FP8 with one scale."""
 
     values: Tensor
     """float8_e4m3fn, [B, H, N, D] with the strides of [B, N, H, D]."""
     descale: float
-    """What they are multiplied with."""
+    """Factor from FP8 values to the tensor's values."""
 
     @classmethod
     def of(cls, x: Tensor) -> "Scaled":
@@ -104,9 +104,9 @@ class CudnnFp8:
         self._stats = torch.empty(batch, heads, tokens, 1, device=q.device)
         # P is at most 1. What else is not known before is measured by a first call, with scales of 1.
         self._scales = {"s": E4M3_MAX} | dict.fromkeys(("o", "dP", "dQ", "dK", "dV"), 1.0)
-        one = torch.empty(1, 1, 1, 1, device=q.device)
+        scalar = torch.empty(1, 1, 1, 1, device=q.device)
         self._out, *self._gradients = (torch.empty_like(self._q.values) for _ in range(4))
-        self._largest = {name: torch.empty_like(one) for name in ("s", "o", "dQ", "dK", "dV", "dP")}
+        self._largest = {name: torch.empty_like(scalar) for name in ("s", "o", "dQ", "dK", "dV", "dP")}
         self.forward = self._forward()
         self.forward()
         self._set("o")

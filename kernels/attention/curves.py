@@ -1,4 +1,4 @@
-"""A picture of how fast attention is, by length."""
+"""Plot the speed of attention over the length of sequences."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +23,12 @@ def draw(timed: Sequence[Speed], out: Path) -> None:
     for row, size in zip(axes, sizes, strict=True):
         for axis, name, passes in zip(row, ("forward", "backward"), (2, 5), strict=True):
             for number, way in enumerate(ways):
-                here = [speed for speed in speeds if speed.way == way and speed.shape.size == size]
-                rates = [speed.shape.teraflops(getattr(speed, name), passes) for speed in here]
+                curve = [speed for speed in speeds if speed.way == way and speed.shape.size == size]
+                rates = [speed.shape.teraflops(getattr(speed, name), passes) for speed in curve]
                 # FP8 copies made before: dashed, in the color of the way that makes them.
                 line, of = ("--", way.removesuffix(", quantised before")) if way.endswith("before") else ("-", way)
                 color = f"C{ways.index(of) if of in ways else number}"
-                axis.plot([speed.shape.tokens for speed in here], rates, line, marker="o", color=color, label=way)
+                axis.plot([speed.shape.tokens for speed in curve], rates, line, marker="o", color=color, label=way)
             axis.set(title=f"{name}, heads of {size}", xlabel="tokens of a sequence", ylabel="TFLOP/s", xscale="log", ylim=0)
             axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize="small")

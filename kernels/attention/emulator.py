@@ -1,4 +1,4 @@
-"""The FP8 recipe in plain PyTorch: what the kernels must compute, rounding for rounding, and what FP8 means on a CPU.
+"""The FP8 recipe in plain PyTorch: reference for the kernels, rounding for rounding, and the implementation for CPUs.
 
 Everything is float32 but what is named ``...8`` (values of float8_e4m3fn) and what ``backward`` keeps in bf16. The
 recipe and its sources: docs/attention.md. Letters of shapes: B sequences, H heads, N tokens, D head size.
@@ -22,7 +22,7 @@ CHANNEL_FLOOR = 1 / 64
 channel's scale, which is folded into dO, does not flush its gradient to zero."""
 
 TINY = 1e-30
-"""What stands for the largest value where all are zero."""
+"""Replaces the largest value of a tensor of zeros."""
 
 
 def round_e4m3(x: Tensor, _name: str = "") -> Tensor:
@@ -36,12 +36,13 @@ def round_bf16(x: Tensor) -> Tensor:
 
 
 Rounding = Callable[[Tensor, str], Tensor]
-"""Rounds a scaled tensor to FP8; told which: q, k, v, p of the forward pass, dout, ds, weights (P rescaled for dV)."""
+"""Rounds a scaled tensor to FP8. The second argument is its name: q, k, v, p in the forward pass; dout, ds, weights (P
+rescaled for dV) in the backward pass."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What the forward pass leaves to the backward pass."""
+    """Tensors of the forward pass that the backward pass needs; float32."""
 
     q8: Tensor
     """[B, H, N, D]: Q / q_scale in FP8."""
@@ -68,7 +69,7 @@ class State:
     out: Tensor
     """[B, H, N, D]: attention's output as it was returned."""
     lse: Tensor
-    """[B, H, N, 1]: log2 of the sum of 2^(scores log2 e), over rounded summands."""
+    """[B, H, N, 1]: log2 of the sum of 2^(scores log2 e), with FP8-rounded summands."""
     p_max: Tensor
     """[B, H, N, 1]: an upper bound of the row's largest P."""
     seen: Tensor
@@ -188,10 +189,10 @@ class _Emulated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, lengths = ctx.saved_tensors
-        # The state is a function of q, k, v: made again rather than kept.
+        # The state is a function of q, k, v: recomputed instead of stored.
         _, state = forward(q, k, v, lengths, *ctx.how)
-        found = backward(gradients[0], state, *ctx.how)
-        return *(x.to(q.dtype) for x in found), None, None, None, None
+        d_inputs = backward(gradients[0], state, *ctx.how)
+        return *(x.to(q.dtype) for x in d_inputs), None, None, None, None
 
 
 def emulated_attention(

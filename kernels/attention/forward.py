@@ -29,20 +29,20 @@ def resident(copy, row, ROWS: tl.constexpr, D: tl.constexpr, SPECIALIZE: tl.cons
     only, not for the host's (triton-lang/triton#11587) and not for pointers.
     """
     if SPECIALIZE:
-        found = tl.make_tensor_descriptor(copy, [row + ROWS, D], [D, 1], [ROWS, D]).load([row, 0])
+        block = tl.make_tensor_descriptor(copy, [row + ROWS, D], [D, 1], [ROWS, D]).load([row, 0])
     else:
-        found = tl.load(copy + (row + tl.arange(0, ROWS)).to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :])
-    return found
+        block = tl.load(copy + (row + tl.arange(0, ROWS)).to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :])
+    return block
 
 
 @triton.jit
 def resident_vector(copy, row, ROWS: tl.constexpr, SPECIALIZE: tl.constexpr):
-    """Likewise of a vector."""
+    """ROWS entries of a tiled vector from ``row`` on, as :func:`resident`."""
     if SPECIALIZE:
-        found = tl.make_tensor_descriptor(copy, [row + ROWS], [1], [ROWS]).load([row])
+        block = tl.make_tensor_descriptor(copy, [row + ROWS], [1], [ROWS]).load([row])
     else:
-        found = tl.load(copy + row + tl.arange(0, ROWS))
-    return found
+        block = tl.load(copy + row + tl.arange(0, ROWS))
+    return block
 
 
 # Of these, one more or less must not be another kernel: Triton compiles 1 and multiples of 16 apart from other numbers.
@@ -98,8 +98,8 @@ def _attend(
         products = tl.dot(q, tl.trans(k_rows.load([row, 0])))
     for n in tl.range(0, end, KEYS, warp_specialize=SPECIALIZE):
         if OVERLAP:
-            # Nothing here waits for it: the tensor cores work on it while the exponentials are taken. After the last tile
-            # it is what other tokens, or nobody, left there, and is not used.
+            # Asynchronous: the tensor cores compute it during the exponentials. After the last tile it reads rows of other
+            # tokens or uninitialised memory, and is not used.
             upcoming = tl.dot(q, tl.trans(k_rows.load([row + n + KEYS, 0])))
         else:
             products = tl.dot(q, tl.trans(k_rows.load([row + n, 0])))
@@ -116,10 +116,10 @@ def _attend(
     rows, columns = tile * QUERIES + tl.arange(0, QUERIES), tl.arange(0, D)
     seen = rows < length
     scale, mean = tl.load(v_scale + index * D + columns), tl.load(v_mean + index * D + columns)
-    found = mixed / total[:, None] * scale[None, :] + mean[None, :]
+    output = mixed / total[:, None] * scale[None, :] + mean[None, :]
     place = sequence.to(tl.int64) * stride_b + (tl.load(starts + sequence) + rows)[:, None].to(tl.int64) * stride_t
     place += head * stride_h + columns[None, :]
-    tl.store(out + place, found.to(out.dtype.element_ty), mask=seen[:, None])
+    tl.store(out + place, output.to(out.dtype.element_ty), mask=seen[:, None])
     # The backward kernels read to the end of the last TILE, whatever the tiles here.
     whole = rows < tl.cdiv(length, TILE) * TILE
     tl.store(lse + row + rows, tl.where(seen, largest + tl.math.log2(total) - _P_EXPONENT, _FAR), mask=whole)
@@ -142,11 +142,11 @@ def forward(
     """Attention of quantised q, k, v, and what the backward pass needs of it.
 
     Args:
-        x: the copies.
-        tiles: where the sequences lie.
+        x: the FP8 copies.
+        tiles: positions of the sequences in the copies.
         like: q, whose shape and dtype the output has.
-        factor: what the scores are multiplied with, log2 e included.
-        launch: how the kernel is launched.
+        factor: multiplies the scores, log2 e included.
+        launch: tile sizes and launch parameters.
 
     Returns the output, zero beyond the lengths, and float32 [H capacity] ``lse`` and ``p_max``.
     """
@@ -166,7 +166,7 @@ def forward(
 
 
 def programs(device: torch.device, launch: Launch) -> int:
-    """Programs of a persistent launch: as many as are resident at once, at 8 warps a multiprocessor."""
+    """Number of programs of a persistent launch: those resident at once, with 8 warps a multiprocessor."""
     if device.type != "cuda":
         return INTERPRETED_PROGRAMS
     return torch.cuda.get_device_properties(device).multi_processor_count * 8 // launch.num_warps

@@ -180,16 +180,16 @@ def preparations() -> Iterator[Case]:
 def compiled(case: Case) -> Code:
     """Compile one case for Hopper and read its machine code."""
     signature = {name: case.types.get(name, "constexpr") for name in case.kernel.arg_names}
-    # What PyTorch gives: pointers, strides and capacities that are multiples of 16.
+    # As in PyTorch's calls: pointers, strides and capacities are multiples of 16.
     attributes = {
         (i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*") or kind == "i32"
     }
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=case.constants, attrs=attributes)
-    found = triton.compile(source, target=HOPPER, options=case.options)
+    binary = triton.compile(source, target=HOPPER, options=case.options)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(found.asm["cubin"])
+        cubin.write_bytes(binary.asm["cubin"])
         usage, code = (
             subprocess.run([tool, flag, cubin], capture_output=True, text=True, check=True).stdout
             for flag in ("-res-usage", "-sass")
@@ -198,7 +198,7 @@ def compiled(case: Case) -> Code:
     assert registers
     names = ("QGMMA", "HGMMA", "HMMA", "LDL", "STL", "UTMALDG")
     counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in names}
-    return Code(int(registers[1]), found.metadata.shared, counts, *_in_flight(code))
+    return Code(int(registers[1]), binary.metadata.shared, counts, *_in_flight(code))
 
 
 def _in_flight(code: str) -> tuple[int, int]:
@@ -230,13 +230,13 @@ def main() -> None:
     faulty = False
     print(f"triton {triton.__version__}, sm_90\n{'kernel':64s} registers  shared  QGMMA  HGMMA  TMA  together  hidden  faults")
     for name in sys.argv[1:] or made:
-        for one in named[name]():
-            code = compiled(one)
-            faults = code.faults(one)
+        for case in named[name]():
+            code = compiled(case)
+            faults = code.faults(case)
             faulty = faulty or bool(faults)
             counts = code.counts
             print(
-                f"{one.name:64s} {code.registers:9d} {code.shared:7d} {counts['QGMMA']:6d} {counts['HGMMA']:6d} "
+                f"{case.name:64s} {code.registers:9d} {code.shared:7d} {counts['QGMMA']:6d} {counts['HGMMA']:6d} "
                 f"{counts['UTMALDG']:4d} {code.together:9d} {code.hidden:7d}  {'; '.join(faults) or '-'}",
                 flush=True,
             )

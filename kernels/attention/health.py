@@ -1,4 +1,4 @@
-"""How FP8 attention fares on given tensors: what saturates, what vanishes, and how far the result is from bf16's."""
+"""Numerical health of FP8 attention on given tensors: saturation, underflow, and error against bf16."""
 
 import math
 from collections.abc import Callable
@@ -13,18 +13,18 @@ from gptface_dist.kernels.attention.operator import in_kernel_form
 from gptface_dist.kernels.attention.options import E4M3_MAX, Fp8Options
 
 TENSORS = ("q", "k", "v", "p", "dout", "ds", "weights")
-"""What is rounded to FP8: see :data:`emulator.Rounding`."""
+"""Names of the tensors that are rounded to FP8: see :data:`emulator.Rounding`."""
 
 RESULTS = ("out", "dq", "dk", "dv")
-"""What is compared with bf16."""
+"""Names of the results that are compared with bf16."""
 
 SIZE = 3 * len(TENSORS) + 2 * len(RESULTS)
-"""Numbers of :func:`sums`."""
+"""Number of values that :func:`sums` returns."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Parts of the values of one tensor that are not zero, over all tokens and heads."""
+    """Shares of one tensor's non-zero values, over all tokens and heads, in [0, 1]."""
 
     saturated: float
     """Rounded down to the largest FP8 value from beyond its rounding range."""
@@ -37,22 +37,22 @@ class Health:
     """A report on one layer's attention."""
 
     shares: dict[str, Shares]
-    """Of each of :data:`TENSORS` that was there and not all zero."""
+    """Shares by name, of those of :data:`TENSORS` that have non-zero values."""
     out_error: float
-    """Root mean square of the output's difference from attention in bf16, as a part of bf16's."""
+    """Root mean square of the output's difference from attention in bf16, relative to bf16's."""
     gradient_error: float | None
     """The largest such error of the gradients of q, k, v; None without them."""
 
     @classmethod
-    def of(cls, found: Tensor) -> "Health":
-        """The report that float64 :data:`SIZE` numbers of :func:`sums`, or a total of several, make."""
-        counts, squares = found[: 3 * len(TENSORS)].reshape(-1, 3).tolist(), found[3 * len(TENSORS) :].reshape(-1, 2).tolist()
+    def of(cls, sums: Tensor) -> "Health":
+        """The report from the result of :func:`sums` (float64 [:data:`SIZE`]), or a total of several results."""
+        counts, squares = sums[: 3 * len(TENSORS)].reshape(-1, 3).tolist(), sums[3 * len(TENSORS) :].reshape(-1, 2).tolist()
         shares = {
             name: Shares(saturated / total, flushed / total)
             for name, (total, saturated, flushed) in zip(TENSORS, counts, strict=True)
             if total
         }
-        # max() would pass over what is no number.
+        # max() would ignore NaN.
         errors = [math.inf if not math.isfinite(a) else math.sqrt(a / max(b, emulator.TINY)) for a, b in squares]
         return cls(shares, errors[0], max(errors[1:]) if any(true for _, true in squares[1:]) else None)
 
@@ -64,7 +64,7 @@ def sums(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, options: Fp8Options, 
     Returns float64 [SIZE]: for each of :data:`TENSORS` how many values are not zero, saturate and are flushed to zero; for
     each of :data:`RESULTS` the sum of squares of the difference from bf16, and of bf16's.
 
-    Computed in plain PyTorch, a head at a time, with whole [N, N] matrices: for a probe of a few sequences now and then.
+    Computed in plain PyTorch, a head at a time, with whole [N, N] matrices: for a reference batch of a few sequences.
     """
     total = torch.zeros(SIZE, dtype=torch.float64, device=q.device)
     for sequence, length in enumerate(lengths.tolist()):
@@ -100,8 +100,8 @@ def _head(inputs: list[Tensor], dout: Tensor | None, options: Fp8Options) -> Ten
         heads_first = [x.transpose(1, 2) for x in (q, k, v)]
         return F.scaled_dot_product_attention(heads_first[0], heads_first[1], heads_first[2]).transpose(1, 2)
 
-    found = zip(_results(in_fp8, inputs, dout), _results(in_bf16, inputs, dout), strict=True)
-    squares = [torch.stack([x.double().square().sum() for x in (a.float() - b.float(), b)]) for a, b in found]
+    pairs = zip(_results(in_fp8, inputs, dout), _results(in_bf16, inputs, dout), strict=True)
+    squares = [torch.stack([x.double().square().sum() for x in (a.float() - b.float(), b)]) for a, b in pairs]
     missing = [torch.zeros_like(squares[0])] * (len(RESULTS) - len(squares))
     return torch.cat([*counts.values(), *squares, *missing])
 

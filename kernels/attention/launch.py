@@ -130,11 +130,11 @@ def load_table(path: str = "") -> LaunchTable:
     """The table in a file, the package's by default; :class:`UserError` where it cannot be used."""
     file = Path(path) if path else PACKAGED
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']}, this version reads {FORMAT}")
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']}, this version reads {FORMAT}")
         launches = {}
-        for row in found["launches"]:
+        for row in raw["launches"]:
             key = Key(*(row[name] for name in Key._fields))
             launches[key] = Launch(**row["launch"])
             if launches[key].specialize != key.specialize:
@@ -144,7 +144,7 @@ def load_table(path: str = "") -> LaunchTable:
             raise ValueError(f"no launch for {', '.join(missing)}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is no table of launches: {error}: write one with `gptface bench attention --tune`") from error
-    return LaunchTable(launches, found["device"], found["date"], found["versions"])
+    return LaunchTable(launches, raw["device"], raw["date"], raw["versions"])
 
 
 def _without_defaults(launch: Launch) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def in_kernel_form(q: Tensor, k: Tensor, v: Tensor, options: Fp8Options) -> tupl
     Channels of zeros add nothing to scores and attend to nothing; a rotation of Q and K leaves their products as they are.
     """
     size = q.shape[-1]
-    room = min(found for found in HEAD_SIZES if found >= size)
+    room = min(supported for supported in HEAD_SIZES if supported >= size)
     if room > size:
         q, k, v = (F.pad(x, (0, room - size)) for x in (q, k, v))
     if options.hadamard:
@@ -108,8 +108,8 @@ def _emulate(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, factor: floa
         dense[seen] = x[rows]
         return dense
 
-    found = emulated_attention(padded(q), padded(k), padded(v), sequences.lengths, factor, options)
-    return torch.zeros_like(v).index_put((rows,), found[seen])
+    out = emulated_attention(padded(q), padded(k), padded(v), sequences.lengths, factor, options)
+    return torch.zeros_like(v).index_put((rows,), out[seen])
 
 
 def launched(function: Callable[[], T]) -> T:

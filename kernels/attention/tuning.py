@@ -59,8 +59,8 @@ def attempt(kernels: KernelSet, key: Key, launch: Launch, wanted: Tensor, timer:
     """Run, compare and time one launch; an error of the compiler or the GPU is a trial that failed."""
     trial = Trial(key, launch, kernels.shape)
     try:
-        found = _vector(kernels, key, launch)
-        difference = float((found - wanted).norm() / wanted.norm())
+        result = _vector(kernels, key, launch)
+        difference = float((result - wanted).norm() / wanted.norm())
         call = kernels.call(key.kernel, launch)
         return replace(trial, milliseconds=operator.launched(lambda: timer(call)), difference=difference)
     # Whatever one candidate cannot do, others may. Triton's errors have no class in common.
@@ -69,19 +69,19 @@ def attempt(kernels: KernelSet, key: Key, launch: Launch, wanted: Tensor, timer:
 
 
 def _vector(kernels: KernelSet, key: Key, launch: Launch) -> Tensor:
-    """What the kernel computes, float32, in one vector."""
+    """All outputs of the kernel in one float32 vector."""
     return torch.cat([x.flatten().float() for x in operator.launched(kernels.call(key.kernel, launch))])
 
 
 def tuned_keys(backwards: Iterable[str]) -> list[Key]:
-    """What is tuned, most valuable first: plain kernels before specialised ones, heads of 128 before those of 64."""
-    found = []
+    """Keys to tune, most valuable first: plain kernels before specialised ones, heads of 128 before those of 64."""
+    keys = []
     for specialize in (False, True):
         for number, backward in enumerate(backwards):
             for size in reversed(HEAD_SIZES):
                 forward = [] if number else [Key(FORWARD, size, "any", specialize)]
-                found += [*forward, Key(DK_DV, size, backward, specialize), Key(DQ, size, backward, specialize)]
-    return found
+                keys += [*forward, Key(DK_DV, size, backward, specialize), Key(DQ, size, backward, specialize)]
+    return keys
 
 
 def tune(
@@ -130,7 +130,7 @@ def best(trials: Iterable[Trial], table: LaunchTable, device: str) -> LaunchTabl
         for trial in tried:
             if trial.key == key and trial.right and trial.milliseconds and trial.shape in own:
                 ratios.setdefault(trial.launch, []).append(trial.milliseconds / own[trial.shape])
-        whole = {launch: sum(found) / len(found) for launch, found in ratios.items() if len(found) == len(own)}
+        whole = {launch: sum(measured) / len(measured) for launch, measured in ratios.items() if len(measured) == len(own)}
         if whole:
             table = table.changed(key, min(whole, key=lambda launch: whole[launch]))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()

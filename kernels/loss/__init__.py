@@ -1,1 +1,1 @@
-"""The output loss without whole logits."""
+"""The output loss, in chunks: the full logits tensor is never materialised."""

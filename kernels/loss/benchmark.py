@@ -1,4 +1,4 @@
-"""Time and memory of the chunked output loss beside logits that are there as a whole."""
+"""Time and memory of the chunked output loss, against a loss with the full logits tensor."""
 
 import multiprocessing
 import resource
@@ -20,42 +20,42 @@ WHOLE = "whole logits"
 
 @dataclass(frozen=True)
 class Work:
-    """A batch's output layer."""
+    """Sizes of the output layer's work on one batch."""
 
     rows: int
-    """Masked tokens."""
+    """Number of masked tokens."""
     columns: int
-    """Ids."""
+    """Number of ids."""
     hidden: int
     """Width of the features."""
     dtype: str
-    """Of features and weights, as torch names it."""
+    """Dtype of features and weights, as torch names it."""
     chunks: tuple[int, ...]
-    """Rows at a time, each a way to be timed beside whole logits."""
+    """Chunk sizes in rows; each is timed, besides the full logits tensor."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One way, timed."""
+    """Time, memory and error of one way to compute the loss."""
 
     way: str
-    """What was timed."""
+    """:data:`WHOLE`, or the chunk size in words."""
     milliseconds: float
-    """Forward and backward: median over the rounds."""
+    """Forward and backward pass, the median over the rounds."""
     mebibytes: float
-    """Largest memory in use beyond inputs and weights."""
+    """Peak memory beyond inputs and weights."""
     difference: float
-    """Of its weight gradient from that of float64, relative."""
+    """Relative difference of the weight gradient from that in float64."""
 
 
 def compare(work: Work, rounds: int, progress: Callable[[str], None]) -> list[Cost]:
-    """Time every way, each in a process of its own, so that its memory is its own; :data:`WHOLE` first."""
-    found = []
+    """Time every way in a process of its own, for the sake of its peak memory; :data:`WHOLE` comes first."""
+    costs = []
     for chunk in (None, *work.chunks):
         progress(WHOLE if chunk is None else f"chunks of {chunk}")
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            found.append(pool.submit(measure, work, chunk, rounds).result())
-    return found
+            costs.append(pool.submit(measure, work, chunk, rounds).result())
+    return costs
 
 
 def measure(work: Work, chunk: int | None, rounds: int) -> Cost:
@@ -75,12 +75,12 @@ def measure(work: Work, chunk: int | None, rounds: int) -> Cost:
             loss = F.cross_entropy(F.linear(*leaves).float(), targets, reduction="sum")
         else:
             loss, _ = linear_cross_entropy(*leaves, targets, None, chunk)
-        found = torch.autograd.grad(loss, leaves)
+        gradients = torch.autograd.grad(loss, leaves)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return found
+        return gradients
 
-    # A small product first: what a process sets up once is not this work's memory.
+    # A small product first, so that one-time allocations of the process are not counted.
     torch.autograd.grad(F.linear(leaves[0][:8], leaves[1][:8]).sum(), leaves[0])
     before = _memory(device)
     once()
@@ -94,17 +94,17 @@ def measure(work: Work, chunk: int | None, rounds: int) -> Cost:
     return Cost(way, statistics.median(times), max(peak, 0) / 2**20, _difference(leaves, targets, once()[1]))
 
 
-def _difference(leaves: tuple[Tensor, Tensor, Tensor], targets: Tensor, found: Tensor) -> float:
-    """How far a weight gradient is from float64's, on the same values."""
+def _difference(leaves: tuple[Tensor, Tensor, Tensor], targets: Tensor, gradient: Tensor) -> float:
+    """Relative difference of a weight gradient from that in float64, on the same values."""
     features, weight, bias = (x.detach().double() for x in leaves)
     d_logits = F.linear(features, weight, bias).softmax(1)
     d_logits[torch.arange(len(targets)), targets] -= 1
     true = d_logits.T @ features
-    return float((found.double() - true).norm() / true.norm())
+    return float((gradient.double() - true).norm() / true.norm())
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes in use."""
+    """Bytes in use; resets the peak on a GPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -113,7 +113,7 @@ def _memory(device: torch.device) -> int:
 
 
 def _peak(device: torch.device) -> int:
-    """The most bytes that were in use: since :func:`_memory` on a GPU, since the process began on a CPU."""
+    """Peak bytes in use: since :func:`_memory` on a GPU, since the start of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,8 +1,8 @@
-"""Linear layer and cross-entropy in one, a chunk of rows at a time: logits are never there as a whole.
+"""Linear layer and cross-entropy in one, a chunk of rows at a time: the full logits tensor is never materialised.
 
-The gradient of a sum of cross-entropies is known as soon as a chunk's logits are, so it is taken there, in the forward
-pass, and only scaled in the backward pass: no logits are kept or computed again (as in Hsu et al., arXiv 2410.10989).
-Plain PyTorch: the work is in the matrix products.
+The gradient of a sum of cross-entropies follows from a chunk's logits, so the forward pass computes it and the backward pass
+only scales it: no logits are kept or recomputed (as in Hsu et al., arXiv 2410.10989). Plain PyTorch: nearly all of the time
+goes into the matrix products.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 1024
-"""Rows whose logits are there at a time."""
+"""Number of rows whose logits are in memory at a time."""
 
 
 def linear_cross_entropy(
@@ -50,11 +50,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_features = torch.empty_like(features)
             # Sums over chunks in float32, whatever the weights' precision.
             d_weight, d_bias = (torch.zeros_like(x, dtype=torch.float32) for x in (weight, bias))
-        # Where another rank has a row's target, column 0 stands in. Indices of the other rows would be fewer, but the host
-        # would wait for a GPU to count them.
+        # Column 0 replaces targets of other ranks. Indexing only the local rows would be less work, but the host would have
+        # to synchronise with the GPU for their number.
         columns = len(weight)
-        mine = ((targets >= 0) & (targets < columns)).unsqueeze(1)
-        places = torch.where(mine, targets.unsqueeze(1), 0)
+        local = ((targets >= 0) & (targets < columns)).unsqueeze(1)
+        places = torch.where(local, targets.unsqueeze(1), 0)
         for start in range(0, len(features), chunk):
             rows = slice(start, start + chunk)
             logits = F.linear(features[rows], weight, bias).float()
@@ -62,10 +62,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if group is not None:
                 dist.all_reduce(largest, dist.ReduceOp.MAX, group)
             logits -= largest.unsqueeze(1)
-            found = torch.zeros_like(largest)
+            own = torch.zeros_like(largest)
             if columns:
-                found = torch.where(mine[rows], logits.gather(1, places[rows]), 0.0).squeeze(1)
-            sums = torch.stack([found, logits.exp_().sum(1)])
+                own = torch.where(local[rows], logits.gather(1, places[rows]), 0.0).squeeze(1)
+            sums = torch.stack([own, logits.exp_().sum(1)])
             if group is not None:
                 dist.all_reduce(sums, dist.ReduceOp.SUM, group)
             target, total = sums
@@ -74,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if gradient:
                 logits /= total.unsqueeze(1)
                 if columns:
-                    logits.scatter_add_(1, places[rows], -mine[rows].float())
+                    logits.scatter_add_(1, places[rows], -local[rows].float())
                 d_logits = logits.to(features.dtype)
                 d_features[rows] = d_logits @ weight
                 d_weight += d_logits.mT @ features[rows]

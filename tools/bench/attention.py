@@ -104,13 +104,13 @@ def _compare(
     for shape in shapes:
         names = ("way", "forward ms", "TFLOP/s", "of peak", "backward ms", "TFLOP/s", "of peak", "error O", "error dQ dK dV")
         table = Table(*names, title=str(shape))
-        for found in compare(shape, timer, device, Comparison(*how, sdpa)):
-            keep("untimed" if isinstance(found, Untimed) else "speed", found)
-            if isinstance(found, Untimed):
-                console.print(f"not timed: {found.way}: {found.reason}", highlight=False)
+        for result in compare(shape, timer, device, Comparison(*how, sdpa)):
+            keep("untimed" if isinstance(result, Untimed) else "speed", result)
+            if isinstance(result, Untimed):
+                console.print(f"not timed: {result.way}: {result.reason}", highlight=False)
             else:
-                speeds.append(found)
-                table.add_row(*_row(found, *peaks))
+                speeds.append(result)
+                table.add_row(*_row(result, *peaks))
             if left() <= 0:
                 break
         console.print(table)
@@ -120,16 +120,16 @@ def _compare(
     return speeds
 
 
-def _row(found: "Speed", bf16: float, fp8: float) -> list[str]:
-    peak = fp8 if "fp8" in found.way else bf16
-    row = [found.way]
-    for milliseconds, products in ((found.forward, 2), (found.backward, 5)):
-        rate = found.shape.teraflops(milliseconds, products)
+def _row(speed: "Speed", bf16: float, fp8: float) -> list[str]:
+    peak = fp8 if "fp8" in speed.way else bf16
+    row = [speed.way]
+    for milliseconds, products in ((speed.forward, 2), (speed.backward, 5)):
+        rate = speed.shape.teraflops(milliseconds, products)
         row += [f"{milliseconds:.3f}", f"{rate:.0f}", f"{rate / peak:.0%}"]
-    if found.parts is not None:
+    if speed.parts is not None:
         # The errors are the row's above.
-        return [*row, "", " ".join(f"{name} {time:.3f}" for name, time in found.parts.items())]
-    return row + ["" if error is None else f"{error:.4f}" for error in (found.out_error, found.gradient_error)]
+        return [*row, "", " ".join(f"{name} {time:.3f}" for name, time in speed.parts.items())]
+    return row + ["" if error is None else f"{error:.4f}" for error in (speed.out_error, speed.gradient_error)]
 
 
 def _crossovers(console: "Console", speeds: list["Speed"]) -> None:
@@ -137,8 +137,8 @@ def _crossovers(console: "Console", speeds: list["Speed"]) -> None:
     from gptface_dist.kernels.attention.options import BACKWARDS
 
     for backward in BACKWARDS:
-        found = crossover(speeds, backward)
-        words = "never" if found is None else f"from {found} tokens: engine.attention.fp8_from={found}"
+        fewest = crossover(speeds, backward)
+        words = "never" if fewest is None else f"from {fewest} tokens: engine.attention.fp8_from={fewest}"
         console.print(f"FP8 with backward {backward} faster than PyTorch's best: {words}", highlight=False)
 
 

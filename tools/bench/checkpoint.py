@@ -15,7 +15,7 @@ def checkpoint(
         Path | None, typer.Option(help="Folder of tokenizers: then conversion is measured too.", show_default=False)
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Folder on the disk to measure; a temporary one by default.", show_default=False)
+        Path | None, typer.Option(help="Folder on the disk to measure; a temporary own by default.", show_default=False)
     ] = None,
     dp: Annotated[int, typer.Option(min=1, help="Data-parallel processes.")] = 1,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel processes.")] = 1,
@@ -53,15 +53,17 @@ def checkpoint(
     )
     with tempfile.TemporaryDirectory(dir=folder) as space, bar() as progress:
         shown = progress.add_task("starting", total=benchmark.parts(task, rounds))
-        found = benchmark.compare(task, Path(space), rounds, lambda what: progress.update(shown, advance=1, description=what))
+        measured = benchmark.compare(
+            task, Path(space), rounds, lambda what: progress.update(shown, advance=1, description=what)
+        )
     table = Table("", "way", "s", "min", "max", "ratio", "MB more memory", "ratio", "GB on disk")
-    for one in found:
-        theirs = next(other for other in found if (other.what, other.way) == (one.what, benchmark.THEIRS))
-        seconds = [f"{f(one.seconds):.2f}" for f in (statistics.median, min, max)]
-        ratio = statistics.median(a / b for a, b in zip(one.seconds, theirs.seconds, strict=True))
-        more = f"{max(one.memory) / max(1, max(theirs.memory)):.2f}"
+    for own in measured:
+        theirs = next(other for other in measured if (other.what, other.way) == (own.what, benchmark.THEIRS))
+        seconds = [f"{f(own.seconds):.2f}" for f in (statistics.median, min, max)]
+        ratio = statistics.median(a / b for a, b in zip(own.seconds, theirs.seconds, strict=True))
+        more = f"{max(own.memory) / max(1, max(theirs.memory)):.2f}"
         table.add_row(
-            one.what, one.way, *seconds, f"{ratio:.2f}", f"{max(one.memory) / 1e6:.0f}", more, f"{one.written / 1e9:.2f}"
+            own.what, own.way, *seconds, f"{ratio:.2f}", f"{max(own.memory) / 1e6:.0f}", more, f"{own.written / 1e9:.2f}"
         )
     console.print(table)
     console.print(

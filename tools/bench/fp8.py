@@ -38,13 +38,13 @@ def fp8(
         def done(kernel: str, seed: int, loss: float) -> None:
             progress.console.print(f"{kernel}, seed {seed}: held-out loss {loss:.4f}", highlight=False)
 
-        found = study.compare(options, vocabulary, range(seeds), lambda: progress.advance(task), done)
-    table = Table("held out", *found)
+        gaps = study.compare(options, vocabulary, range(seeds), lambda: progress.advance(task), done)
+    table = Table("held out", *gaps)
     for seed in range(seeds):
-        table.add_row(f"sdpa, seed {seed}", *(f"{gap.plain[seed]:.4f}" for gap in found.values()))
-        table.add_row(f"fp8, seed {seed}", *(f"{gap.fp8[seed]:.4f}" for gap in found.values()))
+        table.add_row(f"sdpa, seed {seed}", *(f"{gap.plain[seed]:.4f}" for gap in gaps.values()))
+        table.add_row(f"fp8, seed {seed}", *(f"{gap.fp8[seed]:.4f}" for gap in gaps.values()))
     summary = Table("held out", "mean sdpa", "mean fp8", "gap", "standard error", "")
-    for name, gap in found.items():
+    for name, gap in gaps.items():
         means = [sum(losses) / seeds for losses in (gap.plain, gap.fp8)]
         verdict = "within noise" if gap.within_noise() else "BEYOND NOISE"
         summary.add_row(name, *(f"{mean:.4f}" for mean in means), f"{gap.gap:+.4f}", f"{gap.noise:.4f}", verdict)
@@ -54,5 +54,5 @@ def fp8(
     fp8 = options.engine.attention.fp8
     recipe = f"backward {fp8.backward}, smooth {fp8.smooth}, hadamard {fp8.hadamard}"
     console.print(f"{options.run.steps} steps, {options.engine.dtype}, {recipe}; within noise: at most 2 standard errors")
-    if not found["loss"].within_noise():
+    if not gaps["loss"].within_noise():
         raise typer.Exit(1)

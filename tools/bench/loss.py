@@ -13,7 +13,7 @@ def loss(
     chunk: Annotated[list[int] | None, typer.Option(min=1, help="Rows at a time; repeat for several.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
 ) -> None:
-    """Time and memory of the chunked output loss and its gradients, as ratios to logits that are there as a whole."""
+    """Time and memory of the chunked output loss and its gradients, as ratios to a loss with the full logits tensor."""
     import torch
     from rich.console import Console
     from rich.table import Table

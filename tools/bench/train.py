@@ -51,19 +51,19 @@ def train(
         def show(what: str) -> None:
             progress.update(task, completed=next(begun), description=what)
 
-        found = step.compare(work, processes, rounds, steps, show)
-    if not found.timings:
+        comparison = step.compare(work, processes, rounds, steps, show)
+    if not comparison.timings:
         table = Table("way", *(f"loss of step {number + 1}" for number in range(step.WARM_UP)))
-        for way, losses in found.losses.items():
+        for way, losses in comparison.losses.items():
             table.add_row(way, *(f"{loss:.7g}" for loss in losses))
         console.print(table)
-        print(f"losses differ by {found.difference:.1e}: not the same work, so nothing was timed")
+        print(f"losses differ by {comparison.difference:.1e}: not the same work, so nothing was timed")
         raise typer.Exit(1)
     amounts = _amounts(work, range(step.WARM_UP, step.WARM_UP + steps), processes)
-    for baseline in dict.fromkeys(timing.baseline for timing in found.timings):
+    for baseline in dict.fromkeys(timing.baseline for timing in comparison.timings):
         headings = ("way", "ms", "min", "max", "ratio", "min", "max", *amounts)
         table = Table(*headings, title=f"milliseconds a step, and speed as a ratio to {baseline}")
-        for timing in found.timings:
+        for timing in comparison.timings:
             if timing.baseline == baseline:
                 row = [f"{1000 * f(timing.seconds):.0f}" for f in (statistics.median, min, max)]
                 row += [f"{f(timing.ratios):.2f}" for f in (statistics.median, min, max)]
@@ -72,7 +72,7 @@ def train(
         console.print(table)
     parameters = work.objective.parameter_count(options, work.vocabulary)
     shape = f"{parameters / 1e6:.2f} M parameters, {micro_batches} micro-batches of {size} sequences"
-    console.print(f"{model}: {shape}, {dtype}; losses of the first steps agree to {found.difference:.1e}", highlight=False)
+    console.print(f"{model}: {shape}, {dtype}; losses of the first steps agree to {comparison.difference:.1e}", highlight=False)
     console.print(f"medians over {rounds} rounds of {steps} steps, each way in turn", highlight=False)
 
 
@@ -84,10 +84,10 @@ def _amounts(work: "Workload", steps: range, processes: int) -> dict[str, tuple[
 
     amount = work.work([batch for step in steps for batch in work.batches(step)])
     flops = work.objective.flops(work.model, work.vocabulary, amount) / len(steps) / processes
-    found = {"tokens/s": (amount.tokens / len(steps), ",.0f")}
+    amounts = {"tokens/s": (amount.tokens / len(steps), ",.0f")}
     if torch.cuda.is_available():
-        found["TFLOP/s a GPU"] = (flops / 1e12, ".1f")
+        amounts["TFLOP/s a GPU"] = (flops / 1e12, ".1f")
         peak = peak_tflops(torch.cuda.get_device_name(), work.engine.dtype)
         if peak is not None:
-            found["MFU"] = (flops / 1e12 / peak, ".1%")
-    return found
+            amounts["MFU"] = (flops / 1e12 / peak, ".1%")
+    return amounts

@@ -1,4 +1,4 @@
-"""What a task's records say about it, and the law of the exit status.
+"""What a task's records say about it, and the rule of the exit status.
 
 Status 0 needs of every correctness task that it ended by itself, that it checked something, and that no check failed or
 could not be made; of the others only that no check of theirs failed. Slow, missing and failed measurements change nothing,
