@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptface_dist.data.options import DataConfig
-from gptface_dist.data.order import random
+from gptface_dist.data.order import keyed_generator
 from gptface_dist.data.stream import Block
 from gptface_dist.data.tokens import TokenSample
 from gptface_dist.errors import UserError
@@ -187,7 +187,7 @@ class PairBuilder:
         layout = SequenceLayout(self.vocabulary, self.grid)
         captions = []
         for sample in samples:
-            rng = random("sample", self.data.order.seed, sample.origin.epoch, sample.origin.key)
+            rng = keyed_generator("sample", self.data.order.seed, sample.origin.epoch, sample.origin.key)
             number = int(rng.random() * len(sample.value.captions))
             captions.append(sample.value.caption(number)[: self.data.batch.text_length])
         needed = max(layout.length(0), *(len(caption) + 2 for caption in captions))

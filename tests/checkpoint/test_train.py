@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizers").mkdir()
     VOCABULARY.save(folder / "tokenizers" / "vocabulary.json")
     settings = config(folder) | {
-        "schedule": {"warmup_steps": 0, "shape": "constant"},
+        "schedule": {"warmup_steps": 0, "name": "constant"},
         "run": {"steps": STEPS, "log_every": 1},
         "tracking": {"mlflow": False},
         "checkpoint": {"interval": 2, "keep_last": 2},

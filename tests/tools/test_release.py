@@ -76,16 +76,17 @@ def test_inspect_a_run_and_its_checkpoint(run: Path) -> None:
     ("arguments", "message"),
     [
         (["inspect", "nowhere"], "nowhere is neither a release (config.json) nor a checkpoint (run.json) nor a run"),
-        (["convert", "nowhere", "out"], "nowhere holds no checkpoint: give the folder of a checkpoint or of a run"),
-        (["convert", "{run}", "out", "--dtype", "fp8"], "a release is one of float32, bfloat16, not 'fp8'"),
-        (["convert", "{run}", "out", "--ema"], "holds no running average: convert without --ema"),
-        (["convert", "{run}", "out", "--tokenizers", "{run}"], "vocabulary.json does not exist"),
+        (["convert", "nowhere", "{out}"], "nowhere holds no checkpoint: give the folder of a checkpoint or of a run"),
+        (["convert", "{run}", "{out}", "--dtype", "fp8"], "a release is one of float32, bfloat16, not 'fp8'"),
+        (["convert", "{run}", "{out}", "--ema"], "holds no running average: convert without --ema"),
+        (["convert", "{run}", "{out}", "--tokenizers", "{run}"], "vocabulary.json does not exist"),
     ],
 )
-def test_mistakes_end_in_one_line(run: Path, arguments: list[str], message: str) -> None:
-    status, told, error = gptface(*(argument.format(run=run) for argument in arguments))
+def test_mistakes_end_in_one_line(run: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    out = tmp_path / "out"
+    status, told, error = gptface(*(argument.format(run=run, out=out) for argument in arguments))
     assert (status, told) == (2, "")
     assert error.startswith("gptface: ")
     assert error.count("\n") == 1
     assert message in error
-    assert not Path("out/config.json").exists()
+    assert not out.exists()

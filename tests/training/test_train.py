@@ -38,7 +38,7 @@ def config(folder: Path) -> dict[str, Any]:
             "workers": 0,
         },
         "layout": {"zero": 1},
-        "schedule": {"warmup_steps": 2, "shape": "linear"},
+        "schedule": {"warmup_steps": 2, "name": "linear"},
         "run": {"steps": STEPS, "log_every": 1},
         "evaluation": {"sources": [{"path": str(folder / "held_out")}], "interval": 3, "batches": 2},
     }
