@@ -30,9 +30,6 @@ def keyed_generator(*names: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=stable_hash("\0".join(map(str, names)), 16)))
 
 
-"""Earlier name of :func:`keyed_generator`."""
-
-
 @dataclass(frozen=True)
 class SampleRef:
     """Address of a sample in its source."""

@@ -18,7 +18,7 @@ from gptface_dist.data.masking import (
     span_law,
     span_lengths,
 )
-from gptface_dist.data.order import random
+from gptface_dist.data.order import keyed_generator
 from gptface_dist.errors import UserError
 
 SPANS = MaskingOptions()
@@ -30,7 +30,7 @@ PUBLISHED = [0.224, 0.179, 0.143, 0.115, 0.092, 0.073, 0.059, 0.047, 0.038, 0.03
 
 def test_span_lengths_follow_the_published_law() -> None:
     assert np.allclose(np.diff(span_law(0.2, 10), prepend=0), PUBLISHED, atol=6e-4)
-    drawn = span_lengths(200_000, SPANS, random("test"))
+    drawn = span_lengths(200_000, SPANS, keyed_generator("test"))
     shares = np.bincount(drawn, minlength=11)[1:] / len(drawn)
     # Standard error of a share is below 0.001 here.
     assert np.allclose(shares, PUBLISHED, atol=0.005)
@@ -43,7 +43,7 @@ def runs(chosen: np.ndarray) -> list[int]:
 
 
 def test_masked_runs_are_spans_not_single_tokens() -> None:
-    rng = random("runs")
+    rng = keyed_generator("runs")
     spans = [run for _ in range(300) for run in runs(mask_text(400, SPANS, rng)[0])]
     singles = [run for _ in range(300) for run in runs(mask_text(400, TOKENS, rng)[0])]
     # Neighbouring spans merge, the last one may be cut: the mean lies near 3.8 for spans, near 1 / (1 - 0.15) for tokens.
@@ -57,7 +57,7 @@ def test_masked_runs_are_spans_not_single_tokens() -> None:
 )
 def test_text_budget_is_met_exactly(length: int, seed: int, spans: bool, ratio: float) -> None:
     options = MaskingOptions(spans=spans, text_ratio=ratio)
-    chosen, action = mask_text(length, options, random(seed))
+    chosen, action = mask_text(length, options, keyed_generator(seed))
     assert chosen.shape == action.shape == (length,)
     assert chosen.dtype == bool
     assert chosen.sum() == budget(length, ratio)
@@ -70,7 +70,7 @@ def test_budget_by_hand() -> None:
 
 
 def test_actions_are_80_10_10_by_span() -> None:
-    rng = random("actions")
+    rng = keyed_generator("actions")
     taken = np.concatenate([action[chosen] for chosen, action in (mask_text(200, SPANS, rng) for _ in range(3000))])
     shares = [np.mean(taken == action) for action in (MASK, RANDOM, KEEP)]
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.015)
@@ -78,7 +78,7 @@ def test_actions_are_80_10_10_by_span() -> None:
 
 def test_one_span_has_one_action() -> None:
     """With everything masked, [MASK] or random at even odds, the action changes at every other span boundary."""
-    rng = random("one action")
+    rng = keyed_generator("one action")
 
     def changes(options: MaskingOptions) -> float:
         actions = [mask_text(400, options, rng)[1] for _ in range(300)]
@@ -92,16 +92,16 @@ def test_one_span_has_one_action() -> None:
 @settings(max_examples=200, deadline=None)
 @given(height=st.integers(4, 32), width=st.integers(4, 32), seed=st.integers(0, 10**6), spans=st.booleans())
 def test_image_mask_has_as_many_tokens_as_its_ratio_says(height: int, width: int, seed: int, spans: bool) -> None:
-    masked = mask_image(height, width, MaskingOptions(spans=spans), random(seed))
+    masked = mask_image(height, width, MaskingOptions(spans=spans), keyed_generator(seed))
     # The first draw of the same generator is the ratio's.
-    wanted = int(np.ceil(np.cos(np.pi / 2 * random(seed).random()) * height * width))
+    wanted = int(np.ceil(np.cos(np.pi / 2 * keyed_generator(seed).random()) * height * width))
     assert masked.shape == (height, width)
     assert masked.dtype == bool
     assert masked.sum() == wanted >= 1
 
 
 def test_image_ratios_follow_the_cosine_law() -> None:
-    rng = random("ratios")
+    rng = keyed_generator("ratios")
     ratios = np.array([mask_image(16, 16, TOKENS, rng).mean() for _ in range(4000)])
     # Kolmogorov-Smirnov at the ratios that a grid of 256 tokens can have: P(ratio <= r) = 1 - 2/pi arccos(r), 1 % bound.
     grid = np.arange(257) / 256
@@ -115,14 +115,14 @@ def test_image_ratios_follow_the_cosine_law() -> None:
 @settings(max_examples=200, deadline=None)
 @given(length=st.integers(0, 128), seed=st.integers(0, 10**6))
 def test_captions_have_as_many_tokens_masked_as_their_ratio_says(length: int, seed: int) -> None:
-    chosen, action = mask_caption(length, random(seed))
+    chosen, action = mask_caption(length, keyed_generator(seed))
     assert chosen.shape == action.shape == (length,)
-    assert chosen.sum() == np.ceil(np.cos(np.pi / 2 * random(seed).random()) * length) >= min(length, 1)
+    assert chosen.sum() == np.ceil(np.cos(np.pi / 2 * keyed_generator(seed).random()) * length) >= min(length, 1)
     assert (action == np.where(chosen, MASK, KEEP)).all()
 
 
 def test_caption_ratios_follow_the_cosine_law_and_places_are_alike() -> None:
-    rng = random("captions")
+    rng = keyed_generator("captions")
     masks = np.array([mask_caption(40, rng)[0] for _ in range(4000)])
     ratios = masks.mean(axis=1)
     grid = np.arange(41) / 40
@@ -138,7 +138,7 @@ def neighbours(masked: np.ndarray) -> float:
 
 
 def test_image_masks_are_blocks() -> None:
-    rng = random("blocks")
+    rng = keyed_generator("blocks")
     halves = [m for m in (mask_image(16, 16, SPANS, rng) for _ in range(600)) if 0.4 < m.mean() < 0.6]
     singles = [m for m in (mask_image(16, 16, TOKENS, rng) for _ in range(600)) if 0.4 < m.mean() < 0.6]
     assert np.mean([neighbours(m) for m in halves]) > 0.8
@@ -146,7 +146,7 @@ def test_image_masks_are_blocks() -> None:
 
 
 def test_every_image_token_is_masked_about_as_often() -> None:
-    rng = random("coverage")
+    rng = keyed_generator("coverage")
     frequency = np.mean([mask_image(8, 8, SPANS, rng) for _ in range(4000)], axis=0)
     assert frequency.min() > 0.5 * frequency.mean()
     assert frequency.max() < 1.3 * frequency.mean()

@@ -272,5 +272,5 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     FALLS.check(AttentionOptions(fp8_from=1024), 64)
     with pytest.raises(UserError, match="heads of up to 128, the model of 192"):
         replace(FALLS, fall_back=None).check(AttentionOptions("sdpa"), 192)
-    with pytest.raises(UserError, match="no journal of a run"):
+    with pytest.raises(UserError, match="no metrics of a run"):
         read(tmp_path)
