@@ -24,7 +24,7 @@ from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise
 from gptface_dist.model.plain import Embeddings, Layer, TokenHead, Transformer, summed_cross_entropy
-from gptface_dist.objectives.objective import Objective
+from gptface_dist.objectives.objective import CoupledObjective, Objective
 from gptface_dist.parallel.options import OptimizerOptions
 from gptface_dist.sequence import PaddedBatch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
@@ -40,7 +40,7 @@ class DataParallel:
     """
 
     def __init__(self, work: Workload, optimizer: OptimizerOptions):
-        if work.objective.surveys:
+        if isinstance(work.objective, CoupledObjective):
             raise UserError(f"the objective {work.objective.name} needs two passes: only gptface_dist does that")
         model = work.objective.model(work.model, work.vocabulary)
         initialise(model, work.seed)

@@ -17,12 +17,13 @@ from gptface_dist.engine.allgather_counter import AllGatherCounter
 from gptface_dist.engine.replicated import Replicated
 from gptface_dist.engine.schedule import MicroBatch, ModelChunk, ModelChunks
 from gptface_dist.engine.state import EngineState
+from gptface_dist.engine.survey import survey
 from gptface_dist.model.dropout import Masks
 from gptface_dist.model.flops import Work
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import ParameterSpec
 from gptface_dist.model.reference_batch import ReferenceBatch
-from gptface_dist.objectives.objective import Objective
+from gptface_dist.objectives.objective import CoupledObjective, Objective
 from gptface_dist.parallel import libraries, specs
 from gptface_dist.parallel.layer import megatron_config
 from gptface_dist.parallel.layout import Layout
@@ -174,29 +175,13 @@ class Engine:
         """Sums float64 [terms, 3] of the global batch; unless ``forward_only``, gradients accumulate in the engine."""
         self.zero.train(not forward_only)
         masks = self._masks(batches, dropping=not forward_only)
-        constants = self._survey(batches, masks) if self.objective.surveys else [{} for _ in batches]
+        constants: list[dict[str, Tensor]] = [{} for _ in batches]
+        if isinstance(self.objective, CoupledObjective):
+            constants = survey(self.objective, self._model_chunks, batches, masks)
         finishes = [functools.partial(last_stage.losses, self.objective, scale, each) for each in constants]
         micro_batches = [MicroBatch(*each) for each in zip(batches, finishes, masks, strict=True)]
         sums = schedule.run(self._model_chunks, micro_batches, forward_only)
         return self._everywhere(sum(sums, torch.zeros(len(self._weights), 3, dtype=torch.float64, device=self.device)))
-
-    @torch.no_grad()
-    def _survey(self, batches: list[PaddedBatch[Tensor]], masks: list[Masks | None]) -> list[dict[str, Tensor]]:
-        """The objective's constants for each micro-batch, from a forward pass of all of them; empty but on the last stage."""
-        finish = functools.partial(last_stage.survey, self.objective)
-        micro_batches = [MicroBatch(batch, finish, drop) for batch, drop in zip(batches, masks, strict=True)]
-        surveyed = schedule.run(self._model_chunks, micro_batches, forward_only=True)
-        if not surveyed:
-            return [{} for _ in batches]
-        # Ranks are in the order of samples: each has consecutive samples of the global batch.
-        group, rank = groups.get_data_parallel_group(), groups.get_data_parallel_rank()
-        local = {name: torch.cat([each[name] for each in surveyed]) for name in surveyed[0]}
-        gathered = {name: _gather(part, group) for name, part in local.items()}
-        number = sum(batch.samples for batch in batches)
-        constants = self.objective.constants(gathered, slice(rank * number, (rank + 1) * number))
-        sizes = [batch.samples for batch in batches]
-        split = {name: part.split(sizes) for name, part in constants.items()}
-        return [{name: parts[number] for name, parts in split.items()} for number in range(len(batches))]
 
     def _masks(self, batches: list[PaddedBatch[Tensor]], dropping: bool) -> list[Masks | None]:
         """Dropout masks of a step's micro-batches; sequences are numbered over the global batch, rank by rank."""
@@ -295,10 +280,3 @@ class Engine:
         """Set the learning rate of the following steps."""
         for group in self.zero.optimizer.param_groups:
             group["lr"] = lr
-
-
-def _gather(part: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """All-gather [n, ..] of each rank of a group to [ranks * n, ..], in rank order."""
-    parts = [torch.empty_like(part) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, part.contiguous(), group=group)
-    return torch.cat(parts)

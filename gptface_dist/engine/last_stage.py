@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gptface_dist.model.reference_batch import ReferenceBatch
-from gptface_dist.objectives.objective import Heads, Objective
+from gptface_dist.objectives.objective import CoupledObjective, Heads, Objective
 from gptface_dist.sequence import PaddedBatch
 
 
@@ -18,7 +18,9 @@ def losses(
     return total, torch.stack([torch.stack([part.detach().double() for part in row]) for row in rows])
 
 
-def survey(objective: Objective, x_BLH: Tensor, batch: PaddedBatch[Tensor], heads: Heads) -> tuple[Tensor, dict[str, Tensor]]:
+def survey(
+    objective: CoupledObjective, x_BLH: Tensor, batch: PaddedBatch[Tensor], heads: Heads
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Zero loss; collects the objective's survey of the micro-batch by name."""
     return x_BLH.new_zeros(()), objective.survey(x_BLH, batch, heads)
 

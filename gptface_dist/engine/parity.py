@@ -32,7 +32,7 @@ from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.parameters import initialise, parameters
 from gptface_dist.model.plain import Transformer
 from gptface_dist.objectives.milm_itm import MilmItm
-from gptface_dist.objectives.objective import LossSum, Objective
+from gptface_dist.objectives.objective import CoupledObjective, LossSum, Objective
 from gptface_dist.parallel import libraries, specs
 from gptface_dist.parallel.layout import ZERO_STAGES, Layout
 from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
@@ -141,11 +141,11 @@ def plain_losses(case: Case, model: Transformer, step: int) -> list[LossSum]:
     for number, batch in enumerate(batches(case, step)):
         masks = Masks(case.seed, step, number * batch.rows)
         features = model.encode(case.objective.embed(model.embeddings, batch), batch.lengths, masks)
-        if case.objective.surveys:
+        if isinstance(case.objective, CoupledObjective):
             surveyed.append(case.objective.survey(features, batch, model))
         else:
             losses.append(case.objective.losses(features, batch, model, {}))
-    if case.objective.surveys:
+    if isinstance(case.objective, CoupledObjective):
         return case.objective.coupled_losses({name: torch.cat([each[name] for each in surveyed]) for name in surveyed[0]})
     return [LossSum(*(sum(parts[1:], parts[0]) for parts in zip(*term, strict=True))) for term in zip(*losses, strict=True)]
 

@@ -27,7 +27,7 @@ from gptface_dist.data.tokens import TokenSample
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.reference_batch import ReferenceBatch
-from gptface_dist.objectives.objective import Heads, LossSum, Objective, Term
+from gptface_dist.objectives.objective import CoupledObjective, Heads, LossSum, Term
 from gptface_dist.sequence import Array, PaddedBatch, SequenceLayout, empty_rows
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
@@ -79,13 +79,12 @@ class _Clamp(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Contrastive(Objective):
+class Contrastive(CoupledObjective):
     """InfoNCE between text-only and image-only rows."""
 
     name: ClassVar[str] = "contrastive"
     terms: ClassVar[tuple[Term, ...]] = (Term("itc", "pairs"),)
     predicts_tokens: ClassVar[bool] = False
-    surveys: ClassVar[bool] = True
 
     projection: int = 128
     """Width of the space in which texts and images are compared."""

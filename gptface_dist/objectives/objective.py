@@ -78,8 +78,6 @@ class Objective(ABC):
     """Its losses, in the order of everything that lists them."""
     predicts_tokens: ClassVar[bool] = True
     """Whether it asks :class:`Heads` for tokens; otherwise the model has no token head."""
-    surveys: ClassVar[bool] = False
-    """Whether constants come from a survey; then :meth:`survey`, :meth:`constants` and :meth:`coupled_losses` are there."""
 
     weights: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Factor of each term's mean loss; 1 where none is given."""
@@ -153,18 +151,6 @@ class Objective(ABC):
     def losses(self, x_BLH: Tensor, batch: PaddedBatch[Tensor], heads: Heads, constants: Mapping[str, Tensor]) -> list[LossSum]:
         """Each term over a micro-batch's features [B, L, H]; ``constants`` are this micro-batch's, of the survey."""
 
-    def survey(self, x_BLH: Tensor, batch: PaddedBatch[Tensor], heads: Heads) -> dict[str, Tensor]:
-        """What :meth:`constants` needs of a micro-batch: tensors [samples, ..], float32 or int64."""
-        raise NotImplementedError
-
-    def constants(self, surveyed: Mapping[str, Tensor], own: slice) -> dict[str, Tensor]:
-        """Tensors [own samples, ..] for :meth:`losses`, from the whole global batch's survey [samples, ..]; a pure function."""
-        raise NotImplementedError
-
-    def coupled_losses(self, surveyed: Mapping[str, Tensor]) -> list[LossSum]:
-        """Each term over the whole global batch by its textbook formula, through which autograd differentiates: the oracle."""
-        raise NotImplementedError
-
     # What is checked and reported.
 
     @abstractmethod
@@ -178,3 +164,20 @@ class Objective(ABC):
     def flops(self, options: ModelOptions, vocabulary: Vocabulary, work: Work) -> int:
         """Model FLOPs of forward and backward pass."""
         return 3 * (transformer_flops(options, work) + self.head_flops(options, vocabulary, work.counts))
+
+
+@dataclass(frozen=True)
+class CoupledObjective(Objective):
+    """An objective whose items depend on each other: its constants come from a survey of the whole global batch."""
+
+    @abstractmethod
+    def survey(self, x_BLH: Tensor, batch: PaddedBatch[Tensor], heads: Heads) -> dict[str, Tensor]:
+        """What :meth:`constants` needs of a micro-batch: tensors [samples, ..], float32 or int64."""
+
+    @abstractmethod
+    def constants(self, surveyed: Mapping[str, Tensor], own: slice) -> dict[str, Tensor]:
+        """Tensors [own samples, ..] for :meth:`losses`, from the whole global batch's survey [samples, ..]; a pure function."""
+
+    @abstractmethod
+    def coupled_losses(self, surveyed: Mapping[str, Tensor]) -> list[LossSum]:
+        """Each term over the whole global batch by its textbook formula, through which autograd differentiates: the oracle."""
