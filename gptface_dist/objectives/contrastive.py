@@ -132,8 +132,8 @@ class Contrastive(CoupledObjective):
             # Both directions see each pair of the matrix once, in rows that belong to some rank.
             right, log_scale = right + hits / 2, log_scale + products / 2
         loss = (image_lse[own] + text_lse[own]) / 2 - scale * (image[own] * text[own]).sum(-1)
-        found = {"image": gradients[0], "text": gradients[1], "log_scale": log_scale, "loss": loss, "right": right}
-        return {name: value.float() for name, value in found.items()}
+        constants = {"image": gradients[0], "text": gradients[1], "log_scale": log_scale, "loss": loss, "right": right}
+        return {name: value.float() for name, value in constants.items()}
 
     def losses(
         self,
@@ -143,8 +143,8 @@ class Contrastive(CoupledObjective):
         constants: Mapping[str, Tensor],
     ) -> list[LossSum]:
         """The pairs' loss, as known from the survey; its gradient goes through what the survey gathered."""
-        found = self.survey(x_BLH, batch, heads)
-        surrogate = sum(((found[name] * constants[name]).sum() for name in ("text", "image", "log_scale")), x_BLH.new_zeros(()))
+        own, names = self.survey(x_BLH, batch, heads), ("text", "image", "log_scale")
+        surrogate = sum(((own[name] * constants[name]).sum() for name in names), x_BLH.new_zeros(()))
         loss = constants["loss"].sum() + (surrogate - surrogate.detach())
         return [LossSum(loss, constants["right"].sum(), batch.samples)]
 

@@ -91,13 +91,13 @@ class MilmItm(Objective):
         constants: Mapping[str, Tensor],
     ) -> list[LossSum]:
         """Cross-entropies of masked tokens, each over the ids of its modality, and of the pairs' labels."""
-        found = []
+        sums = []
         for places, ids in self._modalities(batch, heads):
             # By indices, whose number the host knows, and not by a mask on the device, whose sum it would wait for.
             chosen = places.unbind(1)
-            found.append(LossSum(*heads.token_loss(x_BLH[chosen], batch.labels[chosen], ids), len(places)))
+            sums.append(LossSum(*heads.token_loss(x_BLH[chosen], batch.labels[chosen], ids), len(places)))
         logits = heads.get_submodule("itm_head")(x_BLH[:, 0])
-        return [*found, LossSum(*summed_cross_entropy(logits, batch.itm_label), batch.rows)]
+        return [*sums, LossSum(*summed_cross_entropy(logits, batch.itm_label), batch.rows)]
 
     def _modalities(self, batch: MaskedBatch[Tensor], heads: Heads) -> list[tuple[Tensor, range]]:
         ids = heads.vocabulary
@@ -108,7 +108,7 @@ class MilmItm(Objective):
         ids = heads.vocabulary
         logits = [heads.token_logits(x_BLH[batch.asked(part)], part) for part in (ids.text_range, ids.image_range)]
         logits.append(heads.get_submodule("itm_head")(x_BLH[:, 0]))
-        return {term.name: found.float() for term, found in zip(self.terms, logits, strict=True)}
+        return {term.name: each.float() for term, each in zip(self.terms, logits, strict=True)}
 
     def head_flops(self, options: ModelOptions, vocabulary: Vocabulary, counts: Sequence[int]) -> int:
         """Per masked token ``2 H^2 + 2 H V`` with V the ids of its modality; per pair ``2 H^2 + 4 H``."""

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, one_line
 from gptface_dist.files import write_atomically
 from gptface_dist.model.plain import Transformer
 from gptface_dist.model.reference_batch import ReferenceBatch
@@ -63,7 +63,7 @@ class ReferenceOutputs:
             outputs = {name.removeprefix(OUTPUT): tensor for name, tensor in tensors.items()}
             return cls(batch, outputs, said["dtype"])
         except (SafetensorError, OSError, KeyError, TypeError) as error:
-            raise UserError(f"{path} holds no reference outputs ({' '.join(str(error).split())})") from None
+            raise UserError(f"{path} holds no reference outputs ({one_line(error)})") from None
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from gptface_dist.errors import UserError
+from gptface_dist.errors import UserError, check_one_of
 from gptface_dist.objectives.objective import Objective
 
 OBJECTIVES = {"milm_itm": "MilmItm", "contrastive": "Contrastive"}
@@ -27,8 +27,7 @@ def build_objective(chosen: ObjectiveOptions, weights: Mapping[str, float]) -> O
 
     :class:`UserError` for a name, option or term that there is not; it lists those there are.
     """
-    if chosen.name not in OBJECTIVES:
-        raise UserError(f"objective.name must be one of {', '.join(OBJECTIVES)}, got {chosen.name!r}")
+    check_one_of("objective.name", chosen.name, OBJECTIVES)
     module = importlib.import_module(f"gptface_dist.objectives.{chosen.name}")
     kind: type[Objective] = getattr(module, OBJECTIVES[chosen.name])
     known = [each.name for each in fields(kind) if each.name != "weights"]
