@@ -14,7 +14,7 @@ from gptface_dist.model.plain import GPTFace
 from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs, difference, reference_outputs
 from gptface_dist.parallel.layout import Layout
-from tests.checkpoint.worlds import REFERENCE, Job, tensors, train
+from tests.checkpoint.job_pool import REFERENCE, Job, tensors, train
 
 # Swiglu has fused halves; of 5 layers, stages have different numbers.
 FULL = dataclasses.replace(MODEL, layers=5, activation="swiglu", qk_norm=True)
