@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ class StepResult:
     grad_norm: float
     """2-norm of the whole gradient before clipping; infinite if not finite."""
     allgather_bytes: int
-    """Bytes of weights that ZeRO-3 gathered on this rank, including padding and its own shard; 0 at other ZeRO stages."""
+    """Bytes of weights that ZeRO-3 gathered on this rank, including padding and its own shard; 0 at other ZeRO stages, and
+    in ``before_update``, since the update gathers too."""
     samples: int
     """Samples of the global batch."""
     work: Work
@@ -226,24 +227,24 @@ class Engine:
         results: list[StepResult] = []
 
         def decide(norm: Tensor) -> float:
-            gathered = self._gathers.bytes - bytes_before if self._gathers else 0
-            results.append(self._result(sums, norm, counts, gathered))
+            results.append(self._result(sums, norm, counts))
             return before_update(results[0])
 
         self._decide = decide
         self.zero.step()
         deepspeed_patches.forget_gradients(self.zero)
         self.steps += 1
-        return results[0]
+        # The update gathers too, where weights are kept until it has changed them.
+        return replace(results[0], allgather_bytes=self._gathers.bytes - bytes_before if self._gathers else 0)
 
-    def _result(self, sums: Tensor, norm: Tensor, counts: Tensor, gathered_bytes: int) -> StepResult:
+    def _result(self, sums: Tensor, norm: Tensor, counts: Tensor) -> StepResult:
         """Copy results to the host in one transfer, since each transfer waits for the device."""
         terms = len(self._weights)
         numbers = torch.cat([sums.flatten(), norm.double().reshape(1), counts[terms:].double()]).cpu()
         sums = numbers[: 3 * terms].view(terms, 3)
         whole_norm, samples, tokens, pairs = numbers[3 * terms :].tolist()
         work = Work(int(tokens), int(pairs), tuple(int(count) for count in sums[:, 2]))
-        return StepResult(sums, self.loss(sums), whole_norm, gathered_bytes, int(samples), work)
+        return StepResult(sums, self.loss(sums), whole_norm, 0, int(samples), work)
 
     def evaluate(self, batches: list[PaddedBatch[Tensor]]) -> Tensor:
         """Sums float64 [terms, 3] over all data-parallel ranks' micro-batches, without dropout or update. Collective."""

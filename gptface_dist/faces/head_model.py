@@ -180,10 +180,10 @@ def _build(data: Path) -> HeadModel:
     targets = {}
     for key, path in _target_files(data):
         vertices, moves = _read_target(path)
-        kept = index[vertices] >= 0
+        inside = index[vertices] >= 0
         # The average of a kind changes nothing here, and is asked for by name all the same.
-        if kept.any() or key.startswith("macro/"):
-            targets[key] = (index[vertices[kept]], moves[kept])
+        if inside.any() or key.startswith("macro/"):
+            targets[key] = (index[vertices[inside]], moves[inside])
     paint = np.stack([_read_mask(_mask_path(data, name)) for name in PAINT_MASKS], -1)
     rest, triangles, parts = points[kept], index[all_corners], np.array(part)
     solid = triangles[parts < UPPER_LASH]
