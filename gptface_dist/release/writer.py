@@ -104,8 +104,9 @@ def write_model(
     for source in (image / IMAGE_CONFIG_NAME, weights_path(image)):
         shutil.copyfile(source, target / IMAGE_NAME / source.name)
     vocabulary.save(target / VOCABULARY_NAME)
-    tensors.check_table(weights, config.shapes, "the model")
-    return tensors.write(folder, config.shapes, weights, DTYPES[config.dtype], shard_bytes, done)
+    shapes = config.shapes
+    tensors.check_table(weights, shapes, "the model")
+    return tensors.write(folder, shapes, weights, DTYPES[config.dtype], shard_bytes, done)
 
 
 def finish(folder: Path, config: ReleaseConfig, hashes: dict[str, str]) -> None:
