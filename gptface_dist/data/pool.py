@@ -51,7 +51,9 @@ def ordered(function: Callable[[Item], Result], items: Sequence[Item], workers: 
         except BrokenProcessPool:
             raise UserError("a worker process was killed, perhaps for want of memory: try fewer --workers") from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # It waits: after `wait=False` the `with` has no thread left to wait for, and CPython 3.11's exit may write to the
+            # pipe that this thread is closing, a traceback after all is done.
+            pool.shutdown(cancel_futures=True)
 
 
 def _follow_parent() -> None:

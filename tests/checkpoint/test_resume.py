@@ -112,7 +112,7 @@ def test_read_and_written_by_every_layout_nothing_changes(folder: Path) -> None:
     # Fingerprints may be right and files wrong; torch's own reader has the last word.
     written, last = tensors(folder / "first", 2), tensors(folder / f"chain{len(CHAIN) - 1}", 2)
     assert all(torch.equal(tensor, last[key]) for key, tensor in written.items())
-    assert not torch.equal(written["average/layers.0.qkv.weight"], written["weights/layers.0.qkv.weight"])
+    assert not torch.equal(written["ema/layers.0.qkv.weight"], written["weights/layers.0.qkv.weight"])
 
 
 @pytest.mark.parametrize("name", BF16)

@@ -1,8 +1,11 @@
 """Work in spawned processes: results in order, the first failure ends it, a killed worker is said to be one."""
 
 import math
+import multiprocessing
 import operator
 import os
+import threading
+import time
 from functools import partial
 
 import pytest
@@ -23,6 +26,15 @@ def test_the_first_failure_ends_it_after_the_results_before(workers: int) -> Non
     assert [next(results), next(results)] == [4, 3]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_nothing_of_it_runs_after_it_ended() -> None:
+    before = set(threading.enumerate())
+    results = ordered(time.sleep, [0, 1, 1, 1, 1], 2)
+    next(results)
+    results.close()
+    assert set(threading.enumerate()) == before
+    assert not multiprocessing.active_children()
 
 
 def test_a_killed_worker_is_a_users_error_not_a_hang() -> None:
