@@ -1,6 +1,8 @@
 """``config.json`` of a release: objective, model, vocabulary and provenance; Hugging Face's ``AutoConfig`` reads it, too."""
 
+import functools
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,9 +96,9 @@ class ReleaseConfig:
         objective = ObjectiveOptions(**raw["objective"])
         return cls(objective, options, vocabulary, (rows, columns), raw["dtype"], cards.from_json(raw["training"]))
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of each of the model's tensors."""
+    @functools.cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name -> shape of each of the model's tensors. Cached: it builds the model on the meta device."""
         table = self.build_objective().parameters(self.options, self.vocabulary)
         return {entry.name: entry.shape for entry in table}
 

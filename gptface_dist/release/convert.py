@@ -80,9 +80,8 @@ def convert(source: Path, path: Path, options: ConvertOptions, report: Report = 
     recorded = checkpoint.reference
     grid = recorded.batch.grid
     model = ReleaseConfig(checkpoint.objective, checkpoint.options, checkpoint.vocabulary, grid, options.dtype, Card())
-    shapes = model.shapes
-    total = sum(torch.Size(shape).numel() for shape in shapes.values())
-    check_table(checkpoint.weights, shapes, f"{checkpoint.path}")
+    total = sum(torch.Size(shape).numel() for shape in model.shapes.values())
+    check_table(checkpoint.weights, model.shapes, f"{checkpoint.path}")
 
     wanted = _run(model, checkpoint.weights, recorded.batch, "comparing with the training run", report)
     parity = difference(wanted, recorded.outputs)

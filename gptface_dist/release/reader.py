@@ -85,12 +85,11 @@ def load_model(
     """Load the plain model of a release, in evaluation mode, without verification against the manifest."""
     weights = Weights(folder)
     dtype = dtype or DTYPES[config.dtype]
-    shapes = config.shapes
-    check_table(weights, shapes, f"{folder}")
+    check_table(weights, config.shapes, f"{folder}")
     with torch.device("meta"):
         model = config.build_objective().model(config.options, config.vocabulary)
     loaded = {}
-    for name, shape in shapes.items():
+    for name, shape in config.shapes.items():
         if weights.shapes[name] != shape:
             raise UserError(f"{folder}: {name} has the shape {weights.shapes[name]}, {CONFIG_NAME} wants {shape}: get it again")
         # A copy: memory mapped from the file would change with it, or end the process when the file is truncated.

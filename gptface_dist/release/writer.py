@@ -104,9 +104,8 @@ def write_model(
     for source in (image / IMAGE_CONFIG_NAME, weights_path(image)):
         shutil.copyfile(source, target / IMAGE_NAME / source.name)
     vocabulary.save(target / VOCABULARY_NAME)
-    shapes = config.shapes
-    tensors.check_table(weights, shapes, "the model")
-    return tensors.write(folder, shapes, weights, DTYPES[config.dtype], shard_bytes, done)
+    tensors.check_table(weights, config.shapes, "the model")
+    return tensors.write(folder, config.shapes, weights, DTYPES[config.dtype], shard_bytes, done)
 
 
 def finish(folder: Path, config: ReleaseConfig, hashes: dict[str, str]) -> None:
