@@ -95,7 +95,7 @@ def test_more_processes_than_gpus_are_refused_before_any_starts(monkeypatch: pyt
     for module in (parity, step):
         monkeypatch.setattr(module, "spawn", lambda *_, **__: pytest.fail("started"))
     with pytest.raises(UserError, match="2 processes need as many GPUs, there are 1"):
-        parity.run_parity([Case(Layout(dp=2))], tmp_path / "found.jsonl")  # type: ignore[operator]
+        parity.run_parity([Case(Layout(dp=2))], tmp_path / "results.jsonl")  # type: ignore[operator]
     with pytest.raises(UserError, match="2 processes need as many GPUs, there are 1"):
         step.compare(Workload(small, text_length=8, grid=4), 2, 1, 1, lambda _: None)
 

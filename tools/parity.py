@@ -61,7 +61,7 @@ def parity(
         title="relative error to the plain model",
     )
     with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(f"{len(cases)} layouts, {steps} steps each"):
-        results = proof.run_parity(cases, Path(folder) / "found.jsonl")
+        results = proof.run_parity(cases, Path(folder) / "results.jsonl")
     for result in results:
         errors = [f"{error:.1e}" for error in (result.loss, result.norm, result.gradient)]
         verdict = "equal" if result.ok() else "DIFFERENT"

@@ -28,8 +28,8 @@ class ReferenceBatch(PaddedBatch[Tensor]):
         rows, columns = (self.positions[self.segments == IMAGE].amax(0) + 1).tolist()
         return rows, columns
 
-    def asked(self, ids: range) -> Tensor:
-        """Bool [B, L]: tokens whose logits over ``ids`` are recorded, in the order of ``features[asked]``."""
+    def recorded(self, ids: range) -> Tensor:
+        """Bool [B, L]: tokens whose logits over ``ids`` are recorded, in the order of ``features[recorded]``."""
         return (self.labels >= ids.start) & (self.labels < ids.stop)
 
 

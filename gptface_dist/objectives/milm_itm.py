@@ -106,7 +106,7 @@ class MilmItm(Objective):
     def reference_outputs(self, x_BLH: Tensor, batch: ReferenceBatch, heads: Heads) -> dict[str, Tensor]:
         """Logits of the batch's rows of each modality, and of the pairs."""
         ids = heads.vocabulary
-        logits = [heads.token_logits(x_BLH[batch.asked(part)], part) for part in (ids.text_range, ids.image_range)]
+        logits = [heads.token_logits(x_BLH[batch.recorded(part)], part) for part in (ids.text_range, ids.image_range)]
         logits.append(heads.get_submodule("itm_head")(x_BLH[:, 0]))
         return {term.name: each.float() for term, each in zip(self.terms, logits, strict=True)}
 

@@ -73,7 +73,7 @@ CASES = [shortened(case) for case in WANTED]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[ParityResult]:
-    return run_parity(CASES, tmp_path_factory.mktemp("parity") / "found.jsonl")
+    return run_parity(CASES, tmp_path_factory.mktemp("parity") / "results.jsonl")
 
 
 def test_every_case_was_run(found: list[ParityResult]) -> None:

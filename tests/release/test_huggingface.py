@@ -43,7 +43,7 @@ def test_auto_classes_give_the_plain_model(saved: Path) -> None:
     features = plain(*inputs)
     assert torch.equal(found.last_hidden_state, features)
     assert torch.equal(found.itm_logits, plain.itm_logits(features))
-    chosen, ids = batch.asked(plain.vocabulary.image_range), plain.vocabulary.image_range
+    chosen, ids = batch.recorded(plain.vocabulary.image_range), plain.vocabulary.image_range
     assert found.losses["image"].loss == plain.token_loss(features[chosen], batch.labels[chosen], ids)[0]
     assert found.losses["image"].items == int(chosen.sum())
     itm = torch.nn.functional.cross_entropy(plain.itm_logits(features).float(), itm_label, reduction="sum")

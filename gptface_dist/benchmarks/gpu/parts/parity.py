@@ -19,6 +19,6 @@ def run(context: Context) -> None:
 
 
 def _compare(context: Context, case: parity.Case, about: dict[str, object]) -> None:
-    (found,) = parity.run_parity([case], Path("found.jsonl"))
-    measured = {name: (getattr(found, name), found.tolerance) for name in ("loss", "norm", "gradient")}
-    context.check({**about, "worst": found.worst}, measured, compared=found.compared > 0)
+    (result,) = parity.run_parity([case], Path("results.jsonl"))
+    measured = {name: (getattr(result, name), result.tolerance) for name in ("loss", "norm", "gradient")}
+    context.check({**about, "worst": result.worst}, measured, compared=result.compared > 0)
