@@ -13,7 +13,7 @@ from gptface_dist.benchmarks.workload import Workload
 from gptface_dist.checkpoint.background import Background
 from gptface_dist.distributed.collectives import RankGroup
 from gptface_dist.engine import parity
-from gptface_dist.engine.parity import Case
+from gptface_dist.engine.parity_case import Case
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.parallel.layout import Layout

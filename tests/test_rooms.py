@@ -26,6 +26,7 @@ ROOMS = [
     BASE,
     "errors",
     "files",
+    "differences",
     "hashing",
     "host",
     "config",

@@ -67,8 +67,8 @@ def run() -> None:
         print(f"gptface: {error}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
-        # Typer turns KeyboardInterrupt into this status, and says nothing.
-        if end.code == _INTERRUPTED:
+        # Typer turns KeyboardInterrupt into an exit with this status, and says nothing. A run's own processes do.
+        if end.code == _INTERRUPTED and isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
             print("gptface: interrupted", file=sys.stderr)
         raise
 

@@ -135,7 +135,7 @@ def _work(rank_info: RankInfo, task: CheckpointWorkload, path: str, rounds: int,
         grid = (min(16, task.model.rows), min(16, task.model.columns))
         batch = reference_batch(task.vocabulary, grid, min(64, task.model.text_positions - SPECIALS_PER_SEQUENCE))
         answer = ReferenceOutputs(batch, engine.reference_outputs(batch), task.engine.dtype).content()
-        ranks, background = RankGroup.of_world(), Background(RankGroup.of_world())
+        ranks, background = RankGroup.of_world(600), Background(RankGroup.of_world(600))
 
         def content(copied: bool) -> Content:
             state = engine.state

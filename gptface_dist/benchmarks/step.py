@@ -6,7 +6,6 @@ before anything is timed, so that all timings are of the same work.
 
 import gc
 import itertools
-import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from gptface_dist import host
 from gptface_dist.benchmarks.workload import Workload
+from gptface_dist.differences import largest
 from gptface_dist.distributed.collectives import barrier
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.spawn import share_of_cores, spawn
@@ -103,14 +103,11 @@ def systems(processes: int) -> dict[System, System]:
 
 def difference(losses: dict[str, list[float]]) -> float:
     """Largest relative difference of a step's losses between two systems; NaN where one is."""
-    worst = 0.0
-    for first, second in itertools.combinations(losses.values(), 2):
-        for a, b in zip(first, second, strict=True):
-            relative = abs(a - b) / max(abs(a), abs(b), 1e-30)
-            if math.isnan(relative):
-                return relative
-            worst = max(worst, relative)
-    return worst
+    return largest(
+        abs(a - b) / max(abs(a), abs(b), 1e-30)
+        for first, second in itertools.combinations(losses.values(), 2)
+        for a, b in zip(first, second, strict=True)
+    )
 
 
 def agree(losses: dict[str, list[float]], dtype: str) -> bool:

@@ -1,41 +1,36 @@
 """Loading a checkpoint: find it, check it against its manifest, read it for the present layout, and check the result."""
 
 import logging
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
-
-import torch
-from torch.distributed.checkpoint import state_dict_loader
-from torch.distributed.checkpoint.api import CheckpointException
 
 from gptface_dist.checkpoint import folder
 from gptface_dist.checkpoint.local_shard import EMA, OptimizerStateView
 from gptface_dist.checkpoint.manifest import Manifest
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.checkpoint.save import STATE_NAME, fingerprints, together
-from gptface_dist.checkpoint.storage import LoadPieces, Reader
+from gptface_dist.checkpoint.storage import read_chunks
 from gptface_dist.checkpoint.tensor_shards import collect_shards
-from gptface_dist.distributed.collectives import Failed, RankGroup, describe
+from gptface_dist.distributed.collectives import Failed, RankGroup
 from gptface_dist.errors import Damaged, UserError
 
 log = logging.getLogger(__name__)
 
 
-def find(checkpoints: Path, ranks: RankGroup, previous: bool) -> Path | None:
-    """The latest undamaged checkpoint; None if there is none at all. Collective.
+def find(checkpoints: Path, ranks: RankGroup, previous: bool) -> tuple[Path | None, list[Path]]:
+    """The latest undamaged checkpoint, None if there is none at all, and the damaged ones after it. Collective.
 
-    With ``previous``, it logs damaged ones, renames them (:func:`folder.set_aside`) and tries the one before; otherwise, or
-    if all are damaged, :class:`UserError` names them.
+    With ``previous``, it logs damaged ones and tries the one before; otherwise, or if all are damaged, :class:`UserError`
+    names them.
     """
     problems: list[str] = []
     damaged: list[Path] = []
-    for candidate in ranks.on_rank0(lambda: _candidates(checkpoints)):
-        reason = candidate if isinstance(candidate, str) else damage(candidate, ranks)
-        if isinstance(candidate, Path):
+    unknown, candidates = ranks.on_rank0(lambda: _candidates(checkpoints))
+    for candidate in [None] * bool(unknown) + [Path(each) for each in candidates]:
+        reason = unknown if candidate is None else damage(candidate, ranks)
+        if candidate is not None:
             if not reason:
-                ranks.on_rank0(lambda: folder.set_aside(damaged))
-                return candidate
+                return candidate, damaged
             damaged.append(candidate)
         problems.append(reason)
         if not previous:
@@ -44,23 +39,23 @@ def find(checkpoints: Path, ranks: RankGroup, previous: bool) -> Path | None:
             log.warning("damaged checkpoint passed over: %s", reason)
     if problems:
         raise UserError(f"no checkpoint of {checkpoints} is undamaged: {'; '.join(problems)}")
-    return None
+    return None, []
 
 
-def _candidates(checkpoints: Path) -> list[Path | str]:
-    """Checkpoints to try, in order; if the latest is unknown, the reason comes first as a string."""
+def _candidates(checkpoints: Path) -> tuple[str, list[str]]:
+    """Why the latest checkpoint is unknown (empty if it is known), and the checkpoints to try, in order."""
     if not checkpoints.is_dir():
-        return []
+        return "", []
     try:
         newest = folder.latest(checkpoints)
     except Damaged as error:
-        return [str(error), *folder.published(checkpoints)]
+        return str(error), [str(path) for path in folder.published(checkpoints)]
     if newest is None:
-        return []
+        return "", []
     below = folder.published(checkpoints)
     if (step := folder.step_of(newest)) is not None:
         below = [path for path in below if (folder.step_of(path) or 0) < step]
-    return [newest, *below]
+    return "", [str(path) for path in (newest, *below)]
 
 
 def damage(path: Path, ranks: RankGroup) -> str:
@@ -69,7 +64,7 @@ def damage(path: Path, ranks: RankGroup) -> str:
     Collective.
     """
     try:
-        manifest = ranks.on_rank0(lambda: Manifest.read(path))
+        manifest = Manifest.parse(ranks.on_rank0(lambda: Manifest.read(path).text()), path)
     except Failed as error:
         return str(error)
     local_problems = ranks.all_gather(lambda: list(manifest.problems(path, manifest.share(ranks.rank, ranks.size))))
@@ -85,26 +80,17 @@ def load_checkpoint(path: Path, state: OptimizerStateView, ranks: RankGroup) -> 
 
     :class:`UserError` if names or shapes of the checkpoint's tensors are not the model's.
     """
-    record = ranks.on_rank0(lambda: RunRecord.read(path))
-    manifest = ranks.on_rank0(lambda: Manifest.read(path))
+    record = RunRecord.parse(ranks.on_rank0(lambda: RunRecord.read(path).text()), path)
+    manifest = Manifest.parse(ranks.on_rank0(lambda: Manifest.read(path).text()), path)
     shards = collect_shards(state.local_shards(), written=False)
     missing_ema = {key for key in shards if _is_ema(key)} - manifest.tensors.keys()
     for key in missing_ema:
         del shards[key]
     _check(path, manifest, ranks.all_gather(lambda: {key: tensor.shape for key, tensor in shards.items()}))
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            state_dict_loader.load(
-                shards,
-                storage_reader=Reader(path / STATE_NAME),
-                planner=LoadPieces(),
-                process_group=ranks.group,
-                no_dist=ranks.group is None,
-            )
-    except CheckpointException as error:
-        rank, (reason, _) = next(iter(error.failures.items()))
-        raise UserError(f"{path} could not be read: rank {rank}: {describe(reason)}") from None
+        ranks.all_gather(lambda: read_chunks(path / STATE_NAME, shards))
+    except Failed as error:
+        raise UserError(f"{path} could not be read: {error}") from None
     state.updates = record.updates
     state.refresh()
     if missing_ema:
@@ -123,7 +109,7 @@ def _is_ema(key: str) -> bool:
 
 def _check(path: Path, manifest: Manifest, local_shapes: Iterable[dict[str, tuple[int, ...]]]) -> None:
     """Refuse a checkpoint whose tensors differ from the model's, in names or shapes; its EMA is optional."""
-    model = {key: shape for shapes in local_shapes for key, shape in shapes.items()}
+    model = {key: tuple(shape) for shapes in local_shapes for key, shape in shapes.items()}
     saved = {key: entry.shape for key, entry in manifest.tensors.items() if key in model or not _is_ema(key)}
     problems = [f"{key} is missing" for key in sorted(model.keys() - saved.keys())]
     problems += [f"{key} is not of this model" for key in sorted(saved.keys() - model.keys())]

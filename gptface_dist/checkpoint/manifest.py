@@ -61,7 +61,18 @@ class Manifest:
         """Read the manifest of a checkpoint. :class:`Damaged` if it is missing or was changed, by a single byte even."""
         path = folder / MANIFEST_NAME
         try:
-            text = path.read_text(encoding="utf-8")
+            return cls.parse(path.read_text(encoding="utf-8"), path)
+        except FileNotFoundError:
+            raise Damaged(f"{path} is missing: the checkpoint is incomplete") from None
+        except OSError as error:
+            raise Damaged(f"{path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise Damaged(f"{path} is no manifest ({error})") from None
+
+    @classmethod
+    def parse(cls, text: str, path: Path) -> "Manifest":
+        """The manifest of :meth:`text`. :class:`Damaged`, which names ``path``, if it was changed."""
+        try:
             raw = json.loads(text)
             if raw["format"] != MANIFEST_FORMAT:
                 raise Damaged(f"{path} has the format {raw['format']!r}, not {MANIFEST_FORMAT!r}")
@@ -73,10 +84,6 @@ class Manifest:
                     for key, entry in raw["tensors"].items()
                 },
             )
-        except FileNotFoundError:
-            raise Damaged(f"{path} is missing: the checkpoint is incomplete") from None
-        except OSError as error:
-            raise Damaged(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(f"{path} is no manifest ({type(error).__name__}: {error})") from None
         if text != manifest.text():

@@ -42,14 +42,22 @@ class RunRecord:
         """Read the record of a checkpoint. :class:`UserError` if it is missing, broken or of another format."""
         path = folder / RECORD_NAME
         try:
-            raw = json.loads(path.read_bytes())
+            return cls.parse(path.read_text(encoding="utf-8"), path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}; is {folder} a checkpoint?") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is no record of a run ({error})") from None
+
+    @classmethod
+    def parse(cls, text: str, path: Path) -> "RunRecord":
+        """The record of :meth:`text`. :class:`UserError`, which names ``path``, if it is broken or of another format."""
+        try:
+            raw = json.loads(text)
             if raw["format"] != RECORD_FORMAT:
                 raise UserError(f"{path} has the format {raw['format']!r}, not {RECORD_FORMAT!r}: use the version it is of")
             return cls(**{field.name: raw[field.name] for field in fields(cls)})
         except UserError:
             raise
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}; is {folder} a checkpoint?") from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no record of a run ({type(error).__name__}: {error})") from None
 

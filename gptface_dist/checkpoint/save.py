@@ -2,22 +2,23 @@
 
 import hashlib
 import os
-import warnings
+import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from torch.distributed.checkpoint import state_dict_saver
-from torch.distributed.checkpoint.api import CheckpointException
+import torch
+from torch import Tensor
 
 from gptface_dist.checkpoint import folder
 from gptface_dist.checkpoint.fingerprint import fingerprint
 from gptface_dist.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest, TensorEntry
 from gptface_dist.checkpoint.record import RECORD_NAME, RunRecord
-from gptface_dist.checkpoint.storage import METADATA_NAME, SavePieces, Writer
+from gptface_dist.checkpoint.storage import METADATA_NAME, StoredChunk, metadata_of, write_chunks
 from gptface_dist.checkpoint.tensor_shards import TensorShards
-from gptface_dist.distributed.collectives import Failed, RankGroup, describe
-from gptface_dist.files import sha256
+from gptface_dist.distributed.collectives import Failed, RankGroup
+from gptface_dist.errors import UserError
 
 STATE_NAME = "state"
 
@@ -38,21 +39,40 @@ def save_checkpoint(checkpoints: Path, content: Content, ranks: RankGroup) -> Pa
     """Write and publish a checkpoint; returns its folder. Collective.
 
     Beyond ``content``, a rank needs the memory of three chunks. :class:`Failed`, on all ranks, if one of them cannot write (a
-    full disk, for example): then nothing is published, and the files are removed.
+    full disk, for example): then nothing is published, and the files are removed. :class:`UserError`, before anything is
+    written, if a value of any rank is not finite: no run could go on from such a checkpoint.
     """
     step = content.record.step
+    ranks.all_gather(lambda: check_finite(content.pieces, step))
     try:
-        new = ranks.on_rank0(lambda: folder.begin(checkpoints, step))
+        new = Path(ranks.on_rank0(lambda: str(folder.begin(checkpoints, step))))
         # Before any file: a bug in the state should fail before gigabytes are written.
         prints = ranks.all_gather(lambda: fingerprints(content.pieces))
-        writer = Writer(new / STATE_NAME)
-        _write_state(content.pieces, writer, ranks)
-        written = ranks.all_gather(lambda: writer.written)
-        return ranks.on_rank0(lambda: _publish(new, checkpoints, content, prints, written))
+        written = ranks.all_gather(lambda: _write_state(new / STATE_NAME, ranks.rank, content.pieces))
+        return Path(ranks.on_rank0(lambda: str(_publish(new, checkpoints, content, prints, written))))
     except Failed:
         # Collective: no rank continues, or tries again, before the folder is clean.
         ranks.on_rank0(lambda: folder.abandon(checkpoints, step))
         raise
+
+
+def check_finite(shards: Mapping[str, TensorShards], step: int) -> None:
+    """Raise :class:`UserError`, which names the tensors, if one of this rank's values is NaN or infinite."""
+    bad = {key: sum(_not_finite(chunk.memory) for chunk in tensor.pieces) for key, tensor in shards.items()}
+    names = [key for key, count in bad.items() if count]
+    if names:
+        more = f" (and {len(names) - 1} tensors more)" if len(names) > 1 else ""
+        raise UserError(
+            f"step {step}: the update made {bad[names[0]]} values of {names[0]}{more} NaN or infinite: no checkpoint of it is "
+            "written, and the one before is sound; a lower optimizer.lr, a larger optimizer.eps or other data may help"
+        )
+
+
+def _not_finite(values: Tensor) -> int:
+    # The largest value first, which takes no memory beside the chunk.
+    if values.numel() == 0 or torch.linalg.vector_norm(values, torch.inf).isfinite():
+        return 0
+    return values.numel() - int(values.isfinite().sum())
 
 
 def fingerprints(shards: Mapping[str, TensorShards]) -> dict[str, tuple[tuple[int, ...], int]]:
@@ -64,31 +84,20 @@ def fingerprints(shards: Mapping[str, TensorShards]) -> dict[str, tuple[tuple[in
 
 
 def together(prints: list[dict[str, tuple[tuple[int, ...], int]]]) -> dict[str, TensorEntry]:
-    """Sum the :func:`fingerprints` of all ranks to the tensors' entries, by key."""
+    """Sum the :func:`fingerprints` of all ranks, as JSON or not, to the tensors' entries, by key."""
     shapes: dict[str, tuple[int, ...]] = {}
     totals: dict[str, int] = {}
     for local in prints:
         for key, (shape, summand) in local.items():
-            shapes[key] = shape
+            shapes[key] = tuple(shape)
             totals[key] = (totals.get(key, 0) + summand) % 2**64
     return {key: TensorEntry(shapes[key], f"{totals[key]:016x}") for key in sorted(shapes)}
 
 
-def _write_state(shards: Mapping[str, TensorShards], writer: Writer, ranks: RankGroup) -> None:
-    try:
-        with warnings.catch_warnings():
-            # Without process groups, DCP warns about it each time.
-            warnings.simplefilter("ignore")
-            state_dict_saver.save(
-                dict(shards),
-                storage_writer=writer,
-                planner=SavePieces(),
-                process_group=ranks.group,
-                no_dist=ranks.group is None,
-            )
-    except CheckpointException as error:
-        rank, (reason, _) = next(iter(error.failures.items()))
-        raise Failed((f"rank {rank}: " if ranks.size > 1 else "") + describe(reason)) from None
+def _write_state(state: Path, rank: int, shards: Mapping[str, TensorShards]) -> dict[str, Any] | None:
+    state.mkdir(exist_ok=True)
+    written = write_chunks(state, rank, shards)
+    return None if written is None else asdict(written)
 
 
 def _publish(
@@ -96,19 +105,21 @@ def _publish(
     checkpoints: Path,
     content: Content,
     prints: list[dict[str, tuple[tuple[int, ...], int]]],
-    written: list[dict[str, tuple[int, str]]],
+    written: list[dict[str, Any] | None],
 ) -> Path:
-    files = {f"{STATE_NAME}/{name}": FileEntry(*entry) for local in written for name, entry in local.items()}
+    entries, all_written = together(prints), [each for each in written if each]
+    files = {f"{STATE_NAME}/{each['name']}": FileEntry(each["size"], each["sha256"]) for each in all_written}
     for name, entry in files.items():
         # On a shared file system, another machine's file may be incomplete or not visible yet.
         if (size := (new / name).stat().st_size) != entry.bytes:
             raise OSError(f"{new / name} has {size} bytes, {entry.bytes} were written")
-    metadata = new / STATE_NAME / METADATA_NAME
-    files[f"{STATE_NAME}/{METADATA_NAME}"] = FileEntry(metadata.stat().st_size, sha256(metadata))
-    for name, data in {RECORD_NAME: content.record.text().encode(), **content.files}.items():
+    chunks = [StoredChunk(**chunk) for each in all_written for chunk in each["chunks"]]
+    metadata = pickle.dumps(metadata_of({key: entry.shape for key, entry in entries.items()}, chunks))
+    small = {f"{STATE_NAME}/{METADATA_NAME}": metadata, RECORD_NAME: content.record.text().encode(), **content.files}
+    for name, data in small.items():
         _write(new / name, data)
         files[name] = FileEntry(len(data), hashlib.sha256(data).hexdigest())
-    manifest = Manifest(content.record.step, dict(sorted(files.items())), together(prints))
+    manifest = Manifest(content.record.step, dict(sorted(files.items())), entries)
     _write(new / MANIFEST_NAME, manifest.text().encode())
     return folder.publish(new, checkpoints, content.record.step)
 

@@ -1,7 +1,8 @@
 """Files of torch's distributed checkpoint (DCP), written and read a chunk at a time.
 
-The format is that of torch's own ``FileSystemWriter``, so its tools read the files. This writer hashes its output and holds one
-chunk in memory at a time (torch's keeps one of each tensor until the end); the reader does not trust the pickled metadata.
+The format is that of torch's own ``FileSystemWriter``, so its tools read the files. This writer hashes its output, holds one
+chunk in memory at a time (torch's keeps one of each tensor until the end), and needs no pickles between ranks; the reader does
+not trust the pickled metadata.
 """
 
 import collections
@@ -10,17 +11,28 @@ import hashlib
 import io
 import os
 import pickle
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 from torch.distributed._shard._utils import narrow_tensor_by_index
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
-from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, FileSystemReader, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 from gptface_dist.checkpoint.tensor_shards import TensorShards
@@ -76,37 +88,83 @@ class HashedFile:
         self._file.close()
 
 
-class Writer(FileSystemWriter):
-    """Writes this rank's chunks into one file."""
+@dataclass(frozen=True)
+class StoredChunk:
+    """Where one chunk of a tensor is in the files of a checkpoint."""
 
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self.written: dict[str, tuple[int, str]] = {}
-        """Size in bytes and SHA-256 of the files that this rank wrote, by name."""
+    key: str
+    """Key of the tensor."""
+    offsets: list[int]
+    """Index of the chunk's first element in the tensor, by axis."""
+    sizes: list[int]
+    """Shape of the chunk."""
+    file: str
+    """Name of the file."""
+    start: int
+    """First byte in the file."""
+    length: int
+    """Number of bytes."""
 
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write the plan's chunks, in order; called by DCP."""
-        results = []
-        if plan.items:
-            name = f"{plan.storage_data.prefix}0.distcp"
-            with contextlib.closing(HashedFile(Path(self.path) / name)) as file:
-                for item in plan.items:
-                    memory = cast(Tensor, planner.resolve_data(item))
-                    # A copy, since torch.save writes the whole storage of a view; into memory first, since its archive
-                    # writer would hide the OSError of a full disk.
-                    saved = io.BytesIO()
-                    torch.save(torch.empty(memory.shape, dtype=memory.dtype).copy_(memory), saved)
-                    start = file.size
-                    file.write(saved.getbuffer())
-                    results.append(WriteResult(item.index, file.size - start, _StorageInfo(name, start, file.size - start)))
-                self.written[name] = file.finish()
-        done: Future[list[WriteResult]] = Future()
-        done.set_result(results)
-        return done
 
-    def storage_meta(self) -> StorageMeta:
-        """Empty: a checkpoint does not record the path where it was made."""
-        return StorageMeta()
+@dataclass(frozen=True)
+class WrittenFile:
+    """The file that one rank wrote, and what is in it. Its fields are JSON: ranks tell each other of it."""
+
+    name: str
+    """Name of the file."""
+    size: int
+    """Number of bytes."""
+    sha256: str
+    """SHA-256 of the content, in hexadecimal."""
+    chunks: list[StoredChunk]
+    """The chunks, in order."""
+
+
+def write_chunks(folder: Path, rank: int, shards: Mapping[str, TensorShards]) -> WrittenFile | None:
+    """Write this rank's chunks into a new file, and flush it to disk; None, and no file, where it has none."""
+    if not shards:
+        return None
+    # The name that torch's writer gives to a rank's first file.
+    name = f"__{rank}_0.distcp"
+    chunks = []
+    with contextlib.closing(HashedFile(folder / name)) as file:
+        for key, tensor in shards.items():
+            for chunk in tensor.pieces:
+                # A copy, since torch.save writes the whole storage of a view; into memory first, since its archive writer would
+                # hide the OSError of a full disk.
+                saved = io.BytesIO()
+                torch.save(torch.empty(chunk.box.sizes).copy_(chunk.memory), saved)
+                start = file.size
+                file.write(saved.getbuffer())
+                stored = StoredChunk(key, list(chunk.box.offsets), list(chunk.box.sizes), name, start, file.size - start)
+                chunks.append(stored)
+        return WrittenFile(name, *file.finish(), chunks)
+
+
+def metadata_of(shapes: Mapping[str, tuple[int, ...]], chunks: Iterable[StoredChunk]) -> Metadata:
+    """DCP's metadata of float32 tensors of these shapes, by key, in these chunks of all ranks."""
+    properties = TensorProperties(dtype=torch.float32)
+    tensors = {key: TensorStorageMetadata(properties, torch.Size(shape), []) for key, shape in shapes.items()}
+    stored: dict[MetadataIndex, _StorageInfo] = {}
+    for chunk in chunks:
+        whole = tensors[chunk.key].chunks
+        index = MetadataIndex(chunk.key, chunk.offsets, len(whole))
+        stored[index] = _StorageInfo(chunk.file, chunk.start, chunk.length)
+        whole.append(ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)))
+    # An empty StorageMeta: a checkpoint does not record the path where it was made.
+    return Metadata(dict(tensors), storage_data=stored, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
+
+
+def read_chunks(folder: Path, shards: Mapping[str, TensorShards]) -> None:
+    """Read this rank's chunks into their memory; each rank by itself."""
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            # Without DCP's own collectives, which send pickles.
+            state_dict_loader.load(dict(shards), storage_reader=Reader(folder), planner=LoadPieces(), no_dist=True)
+    except CheckpointException as error:
+        reason, _ = next(iter(error.failures.values()))
+        raise reason from None
 
 
 class Reader(FileSystemReader):
@@ -143,17 +201,6 @@ def _read_chunk(file: BinaryIO, offset: int, length: int) -> Tensor:
     file.seek(offset)
     # torch.load expects the archive's directory at the end of its file.
     return cast(Tensor, torch.load(io.BytesIO(file.read(length)), map_location="cpu", weights_only=True))
-
-
-class SavePieces(DefaultSavePlanner):
-    """Plans the writing of :class:`TensorShards`."""
-
-    def __init__(self) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-
-    def lookup_object(self, index: MetadataIndex) -> Tensor:
-        """The memory to save; called by DCP."""
-        return cast(TensorShards, self.state_dict[index.fqn]).__get_tensor_shard__(index)
 
 
 class LoadPieces(DefaultLoadPlanner):

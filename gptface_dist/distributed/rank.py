@@ -4,8 +4,9 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from gptface_dist.distributed.token import TOKEN, RunToken
 from gptface_dist.errors import UserError
 
 EXTERNAL_STORE = "TORCHELASTIC_USE_AGENT_STORE"
@@ -27,6 +28,8 @@ class RankInfo:
     """TCP port of the store; 0 for any (one process)."""
     external_store: bool = False
     """Whether the launcher serves the store, as torchrun's agent does; otherwise rank 0 does."""
+    token: RunToken = RunToken()  # noqa: RUF009 (frozen)
+    """Secret of the run's processes."""
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] = os.environ) -> "RankInfo":
@@ -35,6 +38,11 @@ class RankInfo:
         Slurm: the step's first host, and a port derived from the job id, so that jobs sharing a node do not meet;
         ``MASTER_ADDR`` and ``MASTER_PORT`` win if set. :class:`UserError` where a variable is missing or not a number.
         """
+        rank_info = cls._numbers_from_env(environment)
+        return replace(rank_info, token=RunToken.from_env(environment)) if rank_info.world > 1 else rank_info
+
+    @classmethod
+    def _numbers_from_env(cls, environment: Mapping[str, str]) -> "RankInfo":
         if "RANK" in environment and "WORLD_SIZE" in environment:
             names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         elif environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
@@ -63,9 +71,9 @@ class RankInfo:
         return f"rank {self.rank} on {socket.gethostname()}"
 
     def variables(self) -> dict[str, str]:
-        """Torchrun's environment variables, which libraries read."""
+        """Torchrun's environment variables, which libraries read, and the run's token."""
         numbers = {"RANK": self.rank, "WORLD_SIZE": self.world, "LOCAL_RANK": self.local_rank, "MASTER_PORT": self.port}
-        words = {"MASTER_ADDR": self.address, EXTERNAL_STORE: str(self.external_store)}
+        words = {"MASTER_ADDR": self.address, EXTERNAL_STORE: str(self.external_store), TOKEN: self.token.secret}
         return {name: str(number) for name, number in numbers.items()} | words
 
     def export(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 from gptface_dist.distributed.rank import RankInfo
-from gptface_dist.distributed.rendezvous import ADDRESS, rendezvous_store
+from gptface_dist.distributed.rendezvous import rendezvous_store
 
 POLL_S = 0.1
 
@@ -23,8 +23,8 @@ def spawn(
     libraries would print ``world`` times. ``poll`` is called every :data:`POLL_S` while they run, and once afterwards, to drain
     a queue. An exception in a worker ends the others, and is raised here as torch's ``ProcessRaisedException``.
     """
-    with rendezvous_store() as port:
-        setup = (work, world, port, threads, arguments)
+    with rendezvous_store(world) as ranks:
+        setup = (work, ranks, threads, arguments)
         workers = start_processes(_run, setup, nprocs=world, join=False, start_method="spawn")
         while not workers.join(timeout=POLL_S if poll else None):
             if poll:
@@ -38,7 +38,7 @@ def share_of_cores(processes: int) -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // processes))
 
 
-def _run(rank: int, work: Callable[..., object], world: int, port: int, threads: int, arguments: tuple[Any, ...]) -> None:
+def _run(rank: int, work: Callable[..., object], ranks: list[RankInfo], threads: int, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
-    work(RankInfo(rank, world, rank, ADDRESS, port, external_store=True), *arguments)
+    work(ranks[rank], *arguments)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gptface_dist import host
 from gptface_dist.checkpoint.local_shard import WEIGHTS
+from gptface_dist.distributed.collectives import RankGroup
 from gptface_dist.engine import deepspeed_patches, last_stage, schedule, zero
 from gptface_dist.engine.allgather_counter import AllGatherCounter
 from gptface_dist.engine.replicated import Replicated
@@ -263,12 +264,8 @@ class Engine:
         outputs = schedule.run(
             self._model_chunks, [micro_batch] * (self.layout.pp if self.layout.vpp > 1 else 1), forward_only=True
         )
-        objects: list[Any] = [{name: output.cpu() for name, output in outputs[0].items()} if outputs else None]
-        if self.layout.pp > 1:
-            last = groups.get_pipeline_model_parallel_last_rank()
-            dist.broadcast_object_list(objects, last, group=groups.get_pipeline_model_parallel_group())
-        reference: dict[str, Tensor] = objects[0]
-        return reference
+        stages = RankGroup(groups.get_pipeline_model_parallel_group()) if self.layout.pp > 1 else RankGroup()
+        return stages.broadcast(outputs[0] if outputs else None, self.layout.pp - 1)
 
     def close(self) -> None:
         """Release the engine: remove the gradient hooks that keep it and its process groups alive.

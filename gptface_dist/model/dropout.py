@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gptface_dist.hashing import stable_hash
+from gptface_dist.model.precision import at_least_float32
 
 _WORD = 0xFFFFFFFF
 _STRIDE = 0x9E3779B1
@@ -74,7 +75,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, chance: fl
     [B, N, L, D] each, bool [B, 1, 1, L] that is false at padding (None: no padding) -> [B, N, L, D]. ``head``: number of the
     first of the N heads. The softmax is in float32.
     """
-    scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
+    scores = at_least_float32(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
     weights = (scores if attn_mask is None else scores.masked_fill(~attn_mask, -torch.inf)).softmax(-1)
     batch, heads, length, _ = q.shape
     sequences = torch.arange(batch, device=q.device)[:, None, None]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gptface_dist.model.dropout import ATTENTION, EMBEDDINGS, FEED_FORWARD, Masks, attend
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.precision import at_least_float32
 from gptface_dist.sequence import IMAGE, SEGMENTS
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 
@@ -203,7 +204,7 @@ def hidden_dropout(x_BLH: Tensor, chance: float, site: int, masks: Masks | None)
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """[M, K] and int64 [M] -> float32 summed cross-entropy in nats, int64 right predictions. M may be 0."""
-    return F.cross_entropy(logits.float(), targets, reduction="sum"), (logits.argmax(-1) == targets).sum()
+    return F.cross_entropy(at_least_float32(logits), targets, reduction="sum"), (logits.argmax(-1) == targets).sum()
 
 
 def initial_std(name: str, options: ModelOptions) -> float | None:

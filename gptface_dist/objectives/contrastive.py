@@ -26,6 +26,7 @@ from gptface_dist.data.stream import Block
 from gptface_dist.data.tokens import TokenSample
 from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
+from gptface_dist.model.precision import at_least_float32
 from gptface_dist.model.reference_batch import ReferenceBatch
 from gptface_dist.objectives.objective import CoupledObjective, Heads, LossSum, Term
 from gptface_dist.sequence import Array, PaddedBatch, SequenceLayout, empty_rows
@@ -61,7 +62,7 @@ class LogitScale(nn.Module):
 
     def forward(self) -> Tensor:
         """Float32 [1], within 0 and :data:`LARGEST_LOG_SCALE`; a gradient that would lead out of that is dropped."""
-        value: Tensor = _Clamp.apply(self.log_scale.float())
+        value: Tensor = _Clamp.apply(at_least_float32(self.log_scale))
         return value
 
 
@@ -204,7 +205,7 @@ class PairBuilder:
 
 def _project(cls: Tensor, heads: Heads, name: str) -> Tensor:
     """[CLS] features [N, H] -> unit vectors float32 [N, P]."""
-    return F.normalize(heads.get_submodule(f"{name}_projection")(cls).float(), dim=-1)
+    return F.normalize(at_least_float32(heads.get_submodule(f"{name}_projection")(cls)), dim=-1)
 
 
 def _numbers(rows: slice, like: Tensor) -> Tensor:

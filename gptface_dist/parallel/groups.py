@@ -12,6 +12,7 @@ from megatron.core import parallel_state, tensor_parallel
 from torch.distributed import distributed_c10d
 
 from gptface_dist import host
+from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.shutdown import shutdown
 from gptface_dist.parallel import libraries
@@ -19,15 +20,13 @@ from gptface_dist.parallel.layout import Layout
 
 
 def join(rank_info: RankInfo, store: Any, timeout_s: float) -> None:
-    """Initialise the default process group by rendezvous in ``store``, or at the address of ``rank_info`` if None. On GPUs, set
-    the device of this process (:func:`host.set_device`).
+    """Initialise the default process group by rendezvous in ``store``, or that of ``rank_info`` if None
+    (:func:`rendezvous.connect`). On GPUs, set the device of this process (:func:`host.set_device`).
 
     :class:`UserError` if this process has no GPU, or shares it with another rank.
     """
     host.set_device(rank_info.local_rank)
-    rank_info.export()
-    timeout = datetime.timedelta(seconds=timeout_s)
-    dist.init_process_group(host.backend(), store=store, rank=rank_info.rank, world_size=rank_info.world, timeout=timeout)
+    rendezvous.join(rank_info, store or rendezvous.connect(rank_info, timeout_s), timeout_s)
     host.refuse_shared_gpu(distributed_c10d._get_default_store(), rank_info.rank)
 
 
@@ -42,11 +41,20 @@ def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
         layout.tp,
         layout.pp,
         virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
-        distributed_timeout_minutes=max(1, int(timeout_s / 60)),
+        # A whole number by its annotation; megatron-core (0.16.1) hands it to timedelta, which takes any.
+        distributed_timeout_minutes=timeout_s / 60,
     )
     torch.manual_seed(seed)
     if torch.cuda.is_available():
         tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def set_timeouts(timeout_s: float) -> None:
+    """Set the time limit of collectives in all groups that exist: DeepSpeed (0.19.8) makes some with torch's default of 30
+    minutes.
+    """
+    for group in distributed_c10d._world.pg_map:
+        distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=timeout_s), group)
 
 
 def stop_layout() -> None:

@@ -1,6 +1,5 @@
 """The data-parallel processes of an image tokenizer's training: one, or as many as torchrun started."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +10,14 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from gptface_dist import host
+from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.collectives import barrier
+from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.shutdown import shutdown
 from gptface_dist.errors import UserError
+
+TIMEOUT_S = 1800.0
+"""Time limit of the rendezvous and of each collective."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,14 @@ class Processes:
 @contextmanager
 def processes() -> Iterator[Processes]:
     """Join the process group of torchrun's environment (NCCL on GPUs, else gloo); without one, this process alone."""
-    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    device = host.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if count == 1:
+    rank_info = RankInfo.from_env()
+    device = host.set_device(rank_info.local_rank)
+    if rank_info.world == 1:
         yield Processes(0, 1, device)
         return
-    dist.init_process_group(host.backend(), rank=rank, world_size=count)
+    rendezvous.join(rank_info, rendezvous.connect(rank_info, TIMEOUT_S), TIMEOUT_S)
     try:
-        host.refuse_shared_gpu(distributed_c10d._get_default_store(), rank)
-        yield Processes(rank, count, device)
+        host.refuse_shared_gpu(distributed_c10d._get_default_store(), rank_info.rank)
+        yield Processes(rank_info.rank, rank_info.world, device)
     finally:
         shutdown()

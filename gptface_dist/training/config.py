@@ -45,9 +45,13 @@ class Config:
     """Tracking with mlflow."""
 
     def __post_init__(self) -> None:
-        self.schedule.check(self.run.steps)
         # With defaults filled in: the run's folder keeps the weights of its terms.
         object.__setattr__(self, "loss", dict(self.build_objective().weights))
+
+    @property
+    def schedule_steps(self) -> int:
+        """Length of the learning rate schedule."""
+        return self.schedule.total_steps or self.run.steps
 
     def build_objective(self) -> Objective:
         """The training objective, with the weights of its terms."""

@@ -10,6 +10,7 @@ from gptface_dist.training.callbacks.ema import EMA
 from gptface_dist.training.callbacks.host_memory import HostMemory
 from gptface_dist.training.callbacks.metrics_logger import MetricsLogger
 from gptface_dist.training.callbacks.progress import ProgressBar
+from gptface_dist.training.callbacks.run_folder import RunFolder
 from gptface_dist.training.callbacks.tracking import Tracking
 from gptface_dist.training.config import Config
 from gptface_dist.training.trainer import prepare
@@ -17,10 +18,12 @@ from gptface_dist.training.trainer import prepare
 
 def train(config: Config, vocabulary: Vocabulary, watchdog: Watchdog) -> None:
     """Train to the last step on the rank of ``watchdog.rank_info``, then shut down its process groups."""
-    # Callbacks that restore state come first; then the metrics logger, so that later callbacks cannot alter its metrics.
+    # The folder's lock comes first; then callbacks that restore state; then the metrics logger, so that later callbacks cannot
+    # alter its metrics.
     callbacks: list[Callback] = [
+        RunFolder(watchdog),
         EMA(config.run.ema_decay),
-        Checkpointing(config.checkpoint),
+        Checkpointing(config.checkpoint, config.run.timeout_s),
         AttentionHealth(config.attention_health),
         MetricsLogger(),
         Tracking(config.tracking),

@@ -1,5 +1,6 @@
 """The folder of a run and its ``config.yaml``, which identifies the run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +36,47 @@ def resolved(config: Config) -> dict[str, Any]:
     return container
 
 
-def prepare_run_dir(config: Config) -> None:
-    """Create the run's folder, or check that it belongs to this run, and write ``config.yaml``.
+def settled(config: Config) -> Config:
+    """The configuration with its schedule's length filled in: that of the run in the folder, else ``run.steps``.
 
-    :class:`UserError` if the folder holds a run with other :data:`KEPT` parts; nothing is overwritten then.
+    :class:`UserError` if the folder holds a run with other :data:`KEPT` parts. Nothing is written.
     """
-    folder, now = Path(config.run.folder), resolved(config)
-    path = folder / NAME
+    before = _kept_config(Path(config.run.folder) / NAME)
+    total_steps = config.schedule.total_steps or _at(before, "schedule.total_steps") or config.run.steps
+    config = replace(config, schedule=replace(config.schedule, total_steps=total_steps))
+    config.schedule.check(total_steps)
+    now = resolved(config)
+    for part in KEPT:
+        _compare(part, _at(before, part), _at(now, part), config.run.folder)
+    return config
+
+
+def write_config(config: Config) -> None:
+    """Write ``config.yaml`` of a settled configuration. :class:`UserError` if that cannot be done, or as in :func:`settled`."""
+    folder = Path(config.run.folder)
+    text = f"{HEADER}\n{yaml.safe_dump(resolved(settled(config)), sort_keys=False)}"
     try:
-        if path.exists():
-            text = path.read_text(encoding="utf-8")
-            if not text.startswith(HEADER):
-                raise UserError(
-                    f"{path} does not begin with {HEADER!r}: it is of another version of gptface_dist, whose keys are others; "
-                    "resume it with that version, or choose another run.folder"
-                )
-            before = yaml.safe_load(text)
-            for part in KEPT:
-                _compare(part, _at(before, part), _at(now, part), folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, f"{HEADER}\n{yaml.safe_dump(now, sort_keys=False)}")
-    except (OSError, yaml.YAMLError) as error:
+        write_atomically(folder / NAME, text)
+    except OSError as error:
         raise UserError(f"run.folder {folder} cannot be used: {one_line(error)}") from None
+
+
+def _kept_config(path: Path) -> dict[str, Any]:
+    """The configuration that a run was begun with; empty if there is none."""
+    try:
+        if not path.exists():
+            return {}
+        text = path.read_text(encoding="utf-8")
+        if not text.startswith(HEADER):
+            raise UserError(
+                f"{path} does not begin with {HEADER!r}: it is of another version of gptface_dist, whose keys are others; "
+                "resume it with that version, or choose another run.folder"
+            )
+        config: dict[str, Any] = yaml.safe_load(text)
+        return config
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be used: {one_line(error)}") from None
 
 
 def _at(config: Any, key: str) -> Any:
@@ -65,7 +85,7 @@ def _at(config: Any, key: str) -> Any:
     return config
 
 
-def _compare(key: str, before: Any, now: Any, folder: Path) -> None:
+def _compare(key: str, before: Any, now: Any, folder: str) -> None:
     if isinstance(before, dict) and isinstance(now, dict):
         for name in now:
             # Keys missing in the earlier configuration are new in this version.

@@ -4,20 +4,25 @@
 """
 
 import contextlib
+import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 
 from gptface_dist import release
+from gptface_dist.data.loader import Position
+from gptface_dist.distributed.collectives import barrier
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.watchdog import Watchdog
 from gptface_dist.engine.engine import Engine, StepResult
 from gptface_dist.errors import UserError
 from gptface_dist.parallel import groups, libraries
+from gptface_dist.sequence import PaddedBatch
 from gptface_dist.tokenizers.vocabulary import Vocabulary
 from gptface_dist.training import init_from
 from gptface_dist.training.callbacks.callback import Callback
@@ -27,6 +32,8 @@ from gptface_dist.training.evaluation import Evaluation
 from gptface_dist.training.meter import Meter
 from gptface_dist.training.metrics import loss_metrics
 from gptface_dist.training.state import TrainState
+
+Steps = Iterator[tuple[list[PaddedBatch[np.ndarray]], Position]]
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +85,17 @@ class Trainer:
             for callback in self.callbacks:
                 ending.callback(callback.close, self)
                 callback.start(self)
+            if self.state.step > self.config.run.steps:
+                raise UserError(
+                    f"run.steps is {self.config.run.steps}, and {self.folder} has done {self.state.step}: raise it to go on, "
+                    "or name an earlier checkpoint by checkpoint.resume_from"
+                )
             self.engine.steps = self.state.step
-            steps = self._loader.steps(self.state.position)
+            steps = self._read_ahead()
+            # Nothing is written before the last refusal of any rank. A rank that refuses ends the others here (Watchdog).
+            barrier()
+            for callback in self.callbacks:
+                callback.begin(self)
             while self.state.step < self.config.run.steps and not self.stopped_by:
                 for callback in self.callbacks:
                     callback.before_step(self)
@@ -87,7 +103,7 @@ class Trainer:
                 items, position = next(steps)
                 self._meter.mark()
                 batches = [item.tensors(self.engine.device) for item in items]
-                lr = self.config.optimizer.lr * self.config.schedule.factor(self.state.step, self.config.run.steps)
+                lr = self.config.optimizer.lr * self.config.schedule.factor(self.state.step, self.config.schedule_steps)
                 self.engine.set_lr(lr)
                 result = self.engine.step(batches, self._before_update)
                 metrics = {"loss": result.loss, **loss_metrics(self.engine.objective, result.sums)}
@@ -109,6 +125,15 @@ class Trainer:
                 self._evaluate()
             for callback in self.callbacks:
                 callback.stop(self)
+
+    def _read_ahead(self) -> Steps:
+        """The data of the steps that are left. The first step's are read at once, so that data that cannot be read refuse the
+        run before anything is written; that step's ``seconds/data`` are not those of reading them.
+        """
+        steps = self._loader.steps(self.state.position)
+        if self.state.step >= self.config.run.steps:
+            return steps
+        return itertools.chain([next(steps)], steps)
 
     def _before_update(self, result: StepResult) -> float:
         self._meter.mark()
@@ -151,6 +176,7 @@ def build_trainer(config: Config, vocabulary: Vocabulary, rank_info: RankInfo, c
     data_group, objective = groups.data(), config.build_objective()
     loader = batch_loader(config.data, objective, dist.get_rank(data_group), config.layout.dp)
     engine = Engine(objective, config.model, vocabulary, config.layout, config.run.seed, config.optimizer, config.engine)
+    groups.set_timeouts(config.run.timeout_s)
     if config.run.init_from:
         init_from.load_weights(release.weights(config.run.init_from), engine.state)
     evaluation = Evaluation(config, vocabulary, engine, data_group) if config.evaluation.sources else None

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from gptface_dist.checkpoint.folder import name_of
 from gptface_dist.checkpoint.load import damage, load_checkpoint
@@ -26,8 +27,9 @@ from gptface_dist.checkpoint.tensor_shards import collect_shards
 from gptface_dist.distributed.collectives import Failed, RankGroup
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.spawn import spawn
-from gptface_dist.engine import parity
-from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
+from gptface_dist.engine import parity_case
+from gptface_dist.engine.parity_case import MODEL, VOCABULARY, Case
+from gptface_dist.errors import UserError
 from gptface_dist.model.options import ModelOptions
 from gptface_dist.model.reference_batch import reference_batch
 from gptface_dist.objectives.milm_itm import MilmItm
@@ -39,7 +41,7 @@ from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
 
 DECAY = 0.9
 TOGETHER = 20
-REFERENCE = reference_batch(VOCABULARY, parity.GRID, 20, 2)
+REFERENCE = reference_batch(VOCABULARY, parity_case.GRID, 20, 2)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Job:
     """Whether a running average is kept."""
     full: int = -1
     """Rank whose disk is full at the first attempt of each save."""
+    poisoned: str = ""
+    """Kind of the last rank's state (``weights``, ``exp_avg``, ..) that is not finite at the first attempt of each save."""
 
 
 def record(job: Job, step: int, updates: int) -> RunRecord:
@@ -83,7 +87,7 @@ def run(job: Job) -> list[float]:
     seed = 1 if job.start else 0
     optimizer = OptimizerOptions(eps=1e-4)
     engine = Engine(MilmItm(), job.model, VOCABULARY, job.layout, seed, optimizer, EngineOptions(job.dtype))
-    state, ranks = engine.state, RankGroup.of_world()
+    state, ranks = engine.state, RankGroup.of_world(300)
     if job.ema:
         state.begin_ema()
     if job.start:
@@ -97,7 +101,7 @@ def run(job: Job) -> list[float]:
         if step in job.saves:
             _save(job, step, engine, state, ranks)
         if step < job.saves[-1]:
-            losses.append(engine.step(parity.batches(case, step)[rank * each : (rank + 1) * each]).loss)
+            losses.append(engine.step(parity_case.batches(case, step)[rank * each : (rank + 1) * each]).loss)
             if job.ema:
                 state.update_ema(DECAY)
     engine.close()
@@ -109,6 +113,14 @@ def _save(job: Job, step: int, engine: Any, state: Any, ranks: RankGroup) -> Non
     pieces = collect_shards(state.local_shards(), written=True, bucket=100)
     outputs = ReferenceOutputs(REFERENCE, engine.reference_outputs(REFERENCE), job.dtype).content()
     content = Content(pieces, record(job, step, state.updates), {REFERENCE_NAME: outputs})
+    if job.poisoned:
+        shard = next(iter(state.local_shards())).values[job.poisoned] if ranks.rank == ranks.size - 1 else torch.zeros(1)
+        first = shard[0].item()
+        shard[0] = torch.inf
+        with pytest.raises(UserError, match=f"the update made 1 values of {job.poisoned}/.* NaN or infinite"):
+            save_checkpoint(Path(job.out), content, ranks)
+        shard[0] = first
+        assert not any(ranks.all_gather(Path(job.out).exists))
     if job.full >= 0:
         write = HashedFile.write
         if ranks.rank == job.full:
@@ -119,6 +131,10 @@ def _save(job: Job, step: int, engine: Any, state: Any, ranks: RankGroup) -> Non
         # On every rank at once: none goes on before rank 0 has cleared it away, nor begins anew before all have looked.
         assert not any(ranks.all_gather(lambda: any(Path(job.out).iterdir())))
     save_checkpoint(Path(job.out), content, ranks)
+
+
+def _no_pickles(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a pickled object is sent to other ranks, or read from them")
 
 
 def _full(file: HashedFile, data: memoryview) -> None:
@@ -132,13 +148,15 @@ def work(rank_info: RankInfo, jobs: list[Job], folder: str, turn: Any) -> None:
         libraries.import_libraries()
         from gptface_dist.parallel import groups
 
+        # Every collective of objects makes one of the other.
+        distributed_c10d._object_to_tensor = distributed_c10d._tensor_to_object = _no_pickles
         store: Any = dist.TCPStore(rank_info.address, rank_info.port)
         for number, job in enumerate(jobs):
             turn.wait()
             if rank >= job.layout.world:
                 continue
             began = time.perf_counter()
-            groups.join(RankInfo(rank, job.layout.world, rank), dist.PrefixStore(str(number), store), 300)
+            groups.join(replace(rank_info, world=job.layout.world), dist.PrefixStore(str(number), store), 300)
             groups.start(job.layout, 0, 300)
             losses = run(job)
             groups.stop_layout()

@@ -17,7 +17,7 @@ from gptface_dist.checkpoint.options import CheckpointOptions
 from gptface_dist.checkpoint.record import RunRecord
 from gptface_dist.data.loader import Position
 from gptface_dist.data.options import DataConfig
-from gptface_dist.engine.parity import GRID, MODEL, VOCABULARY
+from gptface_dist.engine.parity_case import GRID, MODEL, VOCABULARY
 from gptface_dist.errors import UserError
 from gptface_dist.model.reference_batch import reference_batch
 from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs
@@ -76,7 +76,7 @@ def make(path: Path, model: Any = MODEL, vocabulary: Any = VOCABULARY, ema_decay
         run=RunOptions(folder=str(path)),
         checkpoint=CheckpointOptions(**options),
     )
-    callbacks: list[Callback] = [EMA(ema_decay), Checkpointing(config.checkpoint), Counter()]
+    callbacks: list[Callback] = [EMA(ema_decay), Checkpointing(config.checkpoint, timeout_s=60), Counter()]
     rank_info = SimpleNamespace(rank=0)
     engine = SimpleNamespace(state=StandIn(), reference_outputs=lambda batch: OUTPUTS)
     return SimpleNamespace(
@@ -91,10 +91,17 @@ def make(path: Path, model: Any = MODEL, vocabulary: Any = VOCABULARY, ema_decay
     )
 
 
-def go(run: Any, last: int, request_after: int = -1) -> Any:
-    """The trainer's loop up to step ``last``."""
+def begin(run: Any) -> None:
+    """As the trainer does."""
     for callback in run.callbacks:
         callback.start(run)
+    for callback in run.callbacks:
+        callback.begin(run)
+
+
+def go(run: Any, last: int, request_after: int = -1) -> Any:
+    """The trainer's loop up to step ``last``."""
+    begin(run)
     while run.state.step < last:
         for callback in run.callbacks:
             callback.before_step(run)
@@ -157,8 +164,7 @@ def test_keeps_what_was_asked_for(tmp_path: Path) -> None:
 def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     go(make(tmp_path, interval=2), 5)
     run = make(tmp_path, interval=2)
-    for callback in run.callbacks:
-        callback.start(run)
+    begin(run)
     assert run.state == TrainState(
         5, Position(50, "order"), 20, callbacks={"EMA": {}, "Checkpointing": {}, "Counter": {"count": 5}}
     )
@@ -195,8 +201,7 @@ def test_a_named_checkpoint_is_gone_on_from_once(tmp_path: Path) -> None:
     named = str(tmp_path / "a" / FOLDER_NAME / name_of(2))
     for path in (tmp_path / "b", tmp_path / "a"):
         run = make(path, resume_from=named)
-        for callback in run.callbacks:
-            callback.start(run)
+        begin(run)
         assert run.state.step == 2
         go(make(path, resume_from=named), 3)
         run = go(make(path, resume_from=named, keep_last=0), 5)

@@ -26,6 +26,13 @@ from tests.checkpoint.fake_state import MATRIX, VECTOR, FakeState, read, tiny, w
 ALONE = RankGroup()
 
 
+def latest(checkpoints: Path) -> Path | None:
+    """The latest checkpoint, where none is damaged."""
+    path, damaged = find(checkpoints, ALONE, previous=False)
+    assert damaged == []
+    return path
+
+
 def flip(path: Path, place: int) -> None:
     data = bytearray(path.read_bytes())
     data[place] ^= 1 << (place % 8)
@@ -35,7 +42,7 @@ def flip(path: Path, place: int) -> None:
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     written = FakeState(3.5, ema=True)
     path = write(tmp_path, written, 7)
-    assert path == tmp_path / FOLDER_NAME / "step-00000007" == find(tmp_path / FOLDER_NAME, ALONE, previous=False)
+    assert path == tmp_path / FOLDER_NAME / "step-00000007" == latest(tmp_path / FOLDER_NAME)
     state = read(path, FakeState(-1.0, ema=True))
     assert state.equals(written)
     assert (state.updates, state.refreshed) == (7, 1)
@@ -100,7 +107,7 @@ def test_any_flipped_bit_of_the_pointer_is_found(tmp_path: Path) -> None:
         pointer.write_bytes(data)
         with pytest.raises(UserError, match=r"latest|step-"):
             find(checkpoints, ALONE, previous=False)
-    assert find(checkpoints, ALONE, previous=True) == checkpoints / name_of(3)
+    assert find(checkpoints, ALONE, previous=True) == (checkpoints / name_of(3), [])
 
 
 def test_damaged_ones_are_named_and_passed_over_if_wanted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -111,7 +118,9 @@ def test_damaged_ones_are_named_and_passed_over_if_wanted(tmp_path: Path, caplog
     (checkpoints / name_of(3) / "run.json").unlink()
     with pytest.raises(UserError, match=r"step-00000004/state/__0_0.distcp has the SHA-256 .*checkpoint.damaged=previous"):
         find(checkpoints, ALONE, previous=False)
-    assert find(checkpoints, ALONE, previous=True) == checkpoints / name_of(2)
+    damaged = [checkpoints / name_of(4), checkpoints / name_of(3)]
+    assert find(checkpoints, ALONE, previous=True) == (checkpoints / name_of(2), damaged)
+    folder.set_aside(damaged)
     assert "step-00000004" in caplog.text
     assert "step-00000003/run.json is missing" in caplog.text
     assert [path.name for path in folder.published(checkpoints)] == [name_of(2), name_of(1)]
@@ -120,7 +129,7 @@ def test_damaged_ones_are_named_and_passed_over_if_wanted(tmp_path: Path, caplog
     with pytest.raises(UserError, match="step-00000004 is missing"):
         find(checkpoints, ALONE, previous=False)
     write(tmp_path, tiny(9.0), 3)
-    assert find(checkpoints, ALONE, previous=False) == checkpoints / name_of(3)
+    assert latest(checkpoints) == checkpoints / name_of(3)
     for step in (1, 2, 3):
         (checkpoints / name_of(step) / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match=r"no checkpoint of .* is undamaged: .*step-00000003.*step-00000002.*step-00000001"):
@@ -128,9 +137,9 @@ def test_damaged_ones_are_named_and_passed_over_if_wanted(tmp_path: Path, caplog
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert find(tmp_path / "missing", ALONE, previous=False) is None
+    assert latest(tmp_path / "missing") is None
     (tmp_path / FOLDER_NAME).mkdir()
-    assert find(tmp_path / FOLDER_NAME, ALONE, previous=False) is None
+    assert latest(tmp_path / FOLDER_NAME) is None
     with pytest.raises(UserError, match="holds no checkpoint"):
         folder.resolve(tmp_path)
 
@@ -197,10 +206,10 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
             with pytest.raises(Failed, match=r"^No space left on device: somewhere$"):
                 write(tmp_path, tiny(2.0), 2)
         assert not list(checkpoints.glob(".*.new"))
-        latest = find(checkpoints, ALONE, previous=False)
+        newest = latest(checkpoints)
         # Only the last two acts, the flushing of the pointer and of its folder, come after publication.
-        assert latest == checkpoints / name_of(2 if after == acts - 1 else 1)
-        assert read(latest, tiny(0.0)).equals(tiny(2.0 if after == acts - 1 else 1.0))
+        assert newest == checkpoints / name_of(2 if after == acts - 1 else 1)
+        assert read(newest, tiny(0.0)).equals(tiny(2.0 if after == acts - 1 else 1.0))
     write(tmp_path, tiny(3.0), 2)
     assert read(checkpoints / name_of(2), tiny(0.0)).equals(tiny(3.0))
 
@@ -236,7 +245,7 @@ def test_what_is_kept(tmp_path: Path, last: int, interval: int, kept: list[int])
     deleted = folder.prune(checkpoints, 6, last, interval)
     assert sorted(folder.step_of(path) or 0 for path in folder.published(checkpoints)) == kept
     assert sorted({1, 2, 3, 4, 5, 6, 9} - set(kept)) == sorted(folder.step_of(path) or 0 for path in deleted)
-    assert find(checkpoints, ALONE, previous=False) == checkpoints / name_of(6)
+    assert latest(checkpoints) == checkpoints / name_of(6)
     assert not list(checkpoints.glob(".*"))
 
 

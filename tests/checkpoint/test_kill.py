@@ -90,7 +90,7 @@ class Run:
         """After a save of ``value`` at ``step`` was killed: the latest is that or the one before, and is whole."""
         where = phase(self.checkpoints, step, before)
         self.phases[where] = self.phases.get(where, 0) + 1
-        latest = find(self.checkpoints, RankGroup(), previous=False)
+        latest, _ = find(self.checkpoints, RankGroup(), previous=False)
         assert latest is not None
         state = read(latest, tiny(-1.0))
         new = state.equals(tiny(value))

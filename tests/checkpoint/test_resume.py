@@ -9,7 +9,7 @@ import torch
 from gptface_dist.checkpoint.folder import name_of
 from gptface_dist.checkpoint.manifest import Manifest
 from gptface_dist.checkpoint.record import RunRecord
-from gptface_dist.engine.parity import MODEL, VOCABULARY
+from gptface_dist.engine.parity_case import MODEL, VOCABULARY
 from gptface_dist.model.plain import GPTFace
 from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.objectives.reference_outputs import REFERENCE_NAME, ReferenceOutputs, difference, reference_outputs
@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, layout in STRAIGHT.items():
         jobs.append(Job(layout, str(folder / name), saves=(2, 4, 10, 20) if name in LONG else (2, 4)))
     first = str(folder / "first")
-    jobs.insert(0, Job(LAYOUTS["tp3"], first, saves=(2,), model=FULL, ema=True, full=1))
+    jobs.insert(0, Job(LAYOUTS["tp3"], first, saves=(2,), model=FULL, ema=True, full=1, poisoned="exp_avg_sq"))
     resumed, chain = [], []
     for of, to in [*((name, name) for name in STRAIGHT), *RESHARDED]:
         half, whole = steps(of, to)

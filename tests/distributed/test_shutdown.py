@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.rendezvous import rendezvous_store
 
 PROGRAM = """
@@ -28,8 +27,7 @@ def test_a_process_may_end_after_leaving() -> None:
     """With groups that an engine still holds. Without the wait, some of these processes abort in most runs (4 of 6)."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    with rendezvous_store() as port:
-        ranks = [RankInfo(rank, 3, rank, port=port, external_store=True) for rank in range(3)]
+    with rendezvous_store(3) as ranks:
         processes = [
             subprocess.Popen(command, env={**environment, **rank_info.variables()}, stderr=subprocess.PIPE, text=True)
             for rank_info in ranks

@@ -10,11 +10,13 @@ import pytest
 
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.rendezvous import rendezvous_store
+from gptface_dist.distributed.token import RunToken
 from tests.processes import free_port
 
 PROGRAM = """
-import datetime, os, signal, sys, time
+import os, signal, sys, time
 import torch, torch.distributed as dist
+from gptface_dist.distributed import rendezvous
 from gptface_dist.distributed.shutdown import shutdown
 from gptface_dist.errors import UserError
 from gptface_dist.distributed.rank import RankInfo
@@ -22,8 +24,7 @@ from gptface_dist.distributed.watchdog import Watchdog
 
 how, rank_info = sys.argv[1], RankInfo.from_env()
 with Watchdog(rank_info, 30) as watchdog:
-    dist.init_process_group("gloo", store=watchdog.store, rank=rank_info.rank, world_size=rank_info.world,
-                            timeout=datetime.timedelta(seconds=6))
+    rendezvous.join(rank_info, watchdog.store, 6)
     for step in range(10**6):
         if step == 20 and rank_info.rank == int(sys.argv[2]):
             if how == "mistake":
@@ -36,22 +37,25 @@ with Watchdog(rank_info, 30) as watchdog:
                 time.sleep(600)
         if how == "all":
             raise UserError("every rank sees this")
-        if how == "none" and step == 30:
+        if how == "none" and step == 30 or how == "long" and step == 300:
             break
+        if how == "long":
+            time.sleep(0.02)
         dist.all_reduce(torch.ones(4))
     shutdown()
 print("done", rank_info.rank)
 """
 
 
-def run(how: str, culprit: int = 1, world: int = 3, store: int | None = None) -> tuple[list[int], str]:
+def run(how: str, culprit: int = 1, ranks: list[RankInfo] | None = None) -> tuple[list[int], str]:
     """Exit statuses by rank, and what all wrote together; two minutes are more than any of them needs.
 
-    ``store`` is the port of an external store; without it rank 0 serves one.
+    ``ranks`` meet at an external store; without them, rank 0 of three serves one.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    port = free_port() if store is None else store
-    ranks = [RankInfo(rank, world, rank, port=port, external_store=store is not None) for rank in range(world)]
+    if ranks is None:
+        port, token = free_port(), RunToken.new()
+        ranks = [RankInfo(rank, 3, rank, port=port, token=token) for rank in range(3)]
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", PROGRAM, how, str(culprit)],
@@ -105,8 +109,8 @@ def test_a_killed_rank_ends_the_others(culprit: int) -> None:
 
 
 def test_where_another_process_holds_the_store_rank_0_is_no_exception() -> None:
-    with rendezvous_store() as port:
-        statuses, output = run("killed", 0, store=port)
+    with rendezvous_store(3) as ranks:
+        statuses, output = run("killed", 0, ranks)
     assert statuses == [-signal.SIGKILL, 1, 1]
     (message,) = messages(output)
     assert "rank 0 died" in message

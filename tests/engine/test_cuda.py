@@ -14,8 +14,9 @@ import torch
 
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.spawn import spawn
-from gptface_dist.engine import parity
-from gptface_dist.engine.parity import MODEL, VOCABULARY, Case, ParityResult
+from gptface_dist.engine import parity, parity_case
+from gptface_dist.engine.parity import ParityResult
+from gptface_dist.engine.parity_case import MODEL, VOCABULARY, Case
 from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
@@ -47,7 +48,7 @@ def waits(case: Case, gpu: Any) -> dict[str, list[str]]:
     engine = Engine(MilmItm(), case.model, VOCABULARY, case.layout, 0, OptimizerOptions(), case.engine)
     replica, each = parallel_state.get_data_parallel_rank(), case.micro_batches // case.layout.dp
     mine = slice(replica * each, (replica + 1) * each)
-    batches = [parity.batches(case, step, engine.device)[mine] for step in range(3)]
+    batches = [parity_case.batches(case, step, engine.device)[mine] for step in range(3)]
     found = {}
     for name, act in (("first", engine.step), ("second", engine.step), ("evaluation", engine.evaluate)):
         gpu.waits.clear()

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.spawn import spawn
-from gptface_dist.engine import parity
-from gptface_dist.engine.parity import VOCABULARY, Case
+from gptface_dist.engine import parity_case
+from gptface_dist.engine.parity_case import VOCABULARY, Case
 from gptface_dist.kernels.attention import emulator, operator
 from gptface_dist.kernels.attention.operator import fp8_attention
 from gptface_dist.kernels.attention.options import BACKWARDS, Fp8Options, Sequences
@@ -24,7 +24,7 @@ from gptface_dist.parallel.options import EngineOptions, OptimizerOptions
 from tests.kernels.inputs import attention_inputs
 
 STEPS = 2
-MODEL = dataclasses.replace(parity.MODEL, qk_norm=True)
+MODEL = dataclasses.replace(parity_case.MODEL, qk_norm=True)
 ALONE = Layout(zero=0)
 SPREAD = Layout(tp=2, pp=2, zero=3)
 KERNELS = {
@@ -54,7 +54,7 @@ def steps(layout: Layout, attention: AttentionOptions) -> Steps:
     engine = Engine(MilmItm(), MODEL, VOCABULARY, layout, 0, OptimizerOptions(eps=1e-4), options)
     reader, found = GradientReader(engine), []
     for step in range(STEPS):
-        result = engine.step(parity.batches(Case(layout, model=MODEL, micro_batches=4), step), reader.before_update)
+        result = engine.step(parity_case.batches(Case(layout, model=MODEL, micro_batches=4), step), reader.before_update)
         found.append((result.loss, result.grad_norm, {entry.name: gradient.clone() for entry, gradient in reader.gradients()}))
     engine.close()
     return found

@@ -9,8 +9,8 @@ import torch
 
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.spawn import spawn
-from gptface_dist.engine import parity
-from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
+from gptface_dist.engine import parity_case
+from gptface_dist.engine.parity_case import MODEL, VOCABULARY, Case
 from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import Layout
@@ -48,7 +48,7 @@ def check(layout: Layout, dtype: str) -> dict[str, Any]:
         return Engine(MilmItm(), MODEL, VOCABULARY, layout, 0, options, EngineOptions(dtype))
 
     def mine(step: int) -> Any:
-        return parity.batches(case, step)[replica * each : (replica + 1) * each]
+        return parity_case.batches(case, step)[replica * each : (replica + 1) * each]
 
     plain, tried = build(), build()
     results: dict[str, Any] = {}

@@ -14,11 +14,12 @@ from gptface_dist.data.batch import BatchOptions
 from gptface_dist.data.made_up import made_up_block
 from gptface_dist.data.options import DataConfig
 from gptface_dist.data.stream import Block
-from gptface_dist.engine import parity
-from gptface_dist.engine.parity import GRID, MODEL, VOCABULARY
+from gptface_dist.engine import parity, parity_case, parity_reference
+from gptface_dist.engine.parity_case import GRID, MODEL, VOCABULARY
 from gptface_dist.errors import UserError
 from gptface_dist.model.parameters import initialise
 from gptface_dist.objectives.contrastive import Contrastive, LogitScale, PairBatch
+from gptface_dist.parallel.layout import Layout
 from gptface_dist.sequence import IMAGE, TEXT
 
 OBJECTIVE = Contrastive(projection=8)
@@ -209,6 +210,6 @@ def test_impossible_options_are_refused() -> None:
 
 def test_parity_is_of_hard_pairs() -> None:
     """When pairs are solved, or all alike, gradients are rounding noise."""
-    case = parity.Case(parity.Layout(zero=0), objective=Contrastive())
-    norms = [norm for _, norm, _ in parity.reference_steps(case, parity.OptimizerOptions(eps=1e-4))]
+    case = parity_case.Case(Layout(zero=0), objective=Contrastive())
+    norms = [norm for _, norm, _ in parity_reference.reference_steps(case, parity.OPTIMIZER)]
     assert min(norms) > 0.5

@@ -15,6 +15,12 @@ def test_one_process_without_zero_equals_the_plain_model() -> None:
     assert "equal within 1e-05" in result.output
 
 
+def test_replicas_that_do_not_divide_eight_compare_every_micro_batch() -> None:
+    """Nine of two samples: three for each replica. Every gradient of all three ranks is compared."""
+    result = runner.invoke(app, ["parity", "--dp", "3", "--zero", "0", "--steps", "1"])
+    assert result.exit_code == 0, result.output
+
+
 def test_a_difference_is_a_status() -> None:
     result = runner.invoke(app, ["parity", "--zero", "0", "--steps", "1", "--dtype", "bfloat16", "--tolerance", "1e-6"])
     assert result.exit_code == 1
@@ -24,6 +30,8 @@ def test_a_difference_is_a_status() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--dp", "3", "--micro-batches", "8"], "8 micro-batches cannot be shared by 3 replicas"),
+        (["--micro-batches", "3"], "--micro-batches 3 does not divide the 16 samples"),
         (["--tp", "3"], "model.heads 4 is not a multiple of tp 3"),
         (["--zero", "4"], r"zero must be one of \(0, 1, 2, 3\), got 4"),
         (["--dtype", "float16"], "engine.dtype must be one of float32, bfloat16, got 'float16'"),

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.spawn import spawn
-from gptface_dist.engine import parity
-from gptface_dist.engine.parity import MODEL, VOCABULARY, Case
+from gptface_dist.engine import parity_case
+from gptface_dist.engine.parity_case import MODEL, VOCABULARY, Case
 from gptface_dist.errors import UserError
 from gptface_dist.model.attention import AttentionOptions
 from gptface_dist.model.options import ModelOptions
@@ -120,7 +120,7 @@ def train(job: Job, rank: int) -> dict[str, Any]:
             hook.restore(kept)
             hook.start(run)
         hook.before_step(run)
-        engine.step(parity.batches(case, 0)[number * each : (number + 1) * each])
+        engine.step(parity_case.batches(case, 0)[number * each : (number + 1) * each])
         run.state.step += 1
         record: dict[str, float] = {}
         hook.after_step(run, record)

@@ -1,12 +1,15 @@
 """Comparing and drawing runs by their metrics."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from gptface_dist.errors import UserError
+from gptface_dist.tools.main import app
 from gptface_dist.training.analysis import curves
 from gptface_dist.training.metrics import NAME
 
@@ -27,6 +30,27 @@ def test_the_difference_is_the_largest_of_common_steps(tmp_path: Path) -> None:
     steps, found = curves.difference(one, two)
     assert steps == 2
     assert found == pytest.approx({"loss": 0.1, "loss/text": 0.1, "loss/image": 0.1})
+
+
+def test_a_loss_of_zero_divides_nothing(tmp_path: Path) -> None:
+    """A term that is solved, or of weight 0 (by hand: 0 of equal ones, infinite where only the first is 0)."""
+    one, two = write(tmp_path / "one", [4.0, 0.0]), write(tmp_path / "two", [4.0, 1.0])
+    assert curves.difference(one, one)[1]["loss"] == 0.0
+    assert curves.difference(one, two)[1]["loss"] == math.inf
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_nan_is_a_difference_wherever_it_stands(tmp_path: Path, step: int) -> None:
+    losses = [4.0, 2.0, 1.0]
+    one = write(tmp_path / "one", losses)
+    losses[step] = math.nan
+    two = write(tmp_path / "two", losses)
+    assert math.isnan(curves.difference(one, two)[1]["loss"])
+    for first, second in ((one, two), (two, one), (two, two)):
+        out = str(tmp_path / "curves.png")
+        done = CliRunner().invoke(app, ["curves", str(first), str(second), "--out", out, "--within", "1"])
+        assert done.exit_code == 1
+        assert "nan" in done.output
 
 
 def test_a_line_that_was_being_written_is_passed_over(tmp_path: Path) -> None:

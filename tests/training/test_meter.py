@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptface_dist.engine import parity
+from gptface_dist.engine import parity_case
 from gptface_dist.engine.engine import StepResult
 from gptface_dist.model.flops import Work
 from gptface_dist.objectives.milm_itm import MilmItm
@@ -41,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def step(clock: Clock, device: torch.device) -> tuple[Meter, dict[str, float]]:
     """Data for 1 s, and by the host's clock 2 s forward and backward, 4 s optimizer."""
     engine: Any = SimpleNamespace(objective=MilmItm(), device=device)
-    meter = Meter(parity.MODEL, parity.VOCABULARY, Layout(dp=2, zero=0), "float32", engine)
+    meter = Meter(parity_case.MODEL, parity_case.VOCABULARY, Layout(dp=2, zero=0), "float32", engine)
     return meter, once(meter, clock)
 
 

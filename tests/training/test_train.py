@@ -20,6 +20,7 @@ from gptface_dist.training.data import batch_loader
 from gptface_dist.training.metrics import NAME, read_metrics
 from gptface_dist.training.schedule import ScheduleOptions
 from tests.corpus import VOCABULARY, write_tokens
+from tests.sockets import run_and_watch
 
 STEPS = 5
 GLOBAL, MICRO, BLOCK = 16, 4, 4
@@ -45,13 +46,11 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gptface_dist.tools.main", "train", str(folder / "run.yaml"), *overrides],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """A run to its end. Whatever it does, it listens on loopback alone."""
+    command = [sys.executable, "-m", "gptface_dist.tools.main", "train", str(folder / "run.yaml"), *overrides]
+    done, addresses = run_and_watch(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert addresses <= {"127.0.0.1"}
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +161,8 @@ def test_mlflow_has_one_run_with_configuration_versions_and_metrics(alone: Path,
         (["layout.tp=3", "layout.pp=2"], "multiple of tp 3"),
         (["evaluation.batches=3"], "at most 2 batches"),
         (["model.hidden=16"], "another folder"),
-        (["run.steps=1"], "schedule.warmup_steps"),
+        (["run.steps=1"], "run.steps is 1, and "),
+        (["schedule.total_steps=6"], "schedule.total_steps=5, this one has 6"),
         (["optimizer.lr=1e-4"], "optimizer.lr=0.001"),
     ],
 )

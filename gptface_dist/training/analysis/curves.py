@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from gptface_dist.differences import largest, relative
 from gptface_dist.errors import UserError
 from gptface_dist.training.metrics import CONSTANT_GUESS, LOSS, NAME, read_metrics, terms
 
@@ -18,7 +19,7 @@ def difference(first: Path, second: Path) -> tuple[int, dict[str, float]]:
         records = [(first_records[step], second_records[step]) for step in steps]
         pairs = [(a[name], b[name]) for a, b in records if name in a and name in b]
         if pairs:
-            differences[name] = max(abs(a - b) / abs(a) for a, b in pairs)
+            differences[name] = largest(relative(b, a) for a, b in pairs)
     return len(steps), differences
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from gptface_dist.differences import largest
 from gptface_dist.engine.attention import AttentionRecorder, without_fp8
 from gptface_dist.kernels.attention.health import Health
 from gptface_dist.training.analysis.attention_report import LayerReport, entries
@@ -55,7 +56,7 @@ class AttentionHealth(Callback):
             metrics |= entries(layer, report)
 
     def _judge(self, run: Trainer, layer: int, health: Health) -> None:
-        limit, error = self._options.fall_back, max(health.out_error, health.gradient_error or 0.0)
+        limit, error = self._options.fall_back, largest([health.out_error, health.gradient_error or 0.0])
         if limit is None or layer in self._fallen or error <= limit:
             return
         self._fallen.append(layer)

@@ -17,7 +17,13 @@ class Callback:
     """Does nothing; subclasses override methods. ``metrics`` maps names to the step's values."""
 
     def start(self, run: Trainer) -> None:
-        """The engine exists; callbacks before this one may have loaded weights and state."""
+        """The engine exists; callbacks before this one may have loaded weights and state.
+
+        May refuse the run by :class:`UserError`, and writes no file: another rank or callback may refuse it still.
+        """
+
+    def begin(self, run: Trainer) -> None:
+        """Every rank has started, and has the data of its first step: files may be written from here on."""
 
     def before_step(self, run: Trainer) -> None:
         """A step is about to begin; ``run.state.step`` steps are done."""

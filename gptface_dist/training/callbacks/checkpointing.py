@@ -2,9 +2,12 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from gptface_dist.checkpoint import folder
 from gptface_dist.checkpoint.background import Background, staged
@@ -12,8 +15,8 @@ from gptface_dist.checkpoint.load import damage, find, load_checkpoint
 from gptface_dist.checkpoint.manifest import MANIFEST_NAME
 from gptface_dist.checkpoint.options import CheckpointOptions
 from gptface_dist.checkpoint.record import RunRecord
-from gptface_dist.checkpoint.save import Content, save_checkpoint
-from gptface_dist.checkpoint.tensor_shards import collect_shards
+from gptface_dist.checkpoint.save import Content, check_finite, save_checkpoint
+from gptface_dist.checkpoint.tensor_shards import TensorShards, collect_shards
 from gptface_dist.data.loader import Position
 from gptface_dist.data.sources import open_sources
 from gptface_dist.distributed.collectives import Failed, RankGroup
@@ -37,8 +40,9 @@ class Checkpointing(Callback):
     before the next step, after all callbacks have handled the last one and its evaluation.
     """
 
-    def __init__(self, options: CheckpointOptions):
-        self._options = options
+    def __init__(self, options: CheckpointOptions, timeout_s: float):
+        self._options, self._timeout_s = options, timeout_s
+        self._damaged: list[Path] = []
         self._requested = False
         self._tried = self._saved = 0
         """Step of the last checkpoint started / published; 0 if none."""
@@ -50,12 +54,17 @@ class Checkpointing(Callback):
         """Find the checkpoint to resume from, and load it."""
         self._checkpoints = run.folder / folder.FOLDER_NAME
         # The background thread uses the first group, the main thread's `done` the second.
-        self._ranks, self._status_ranks = RankGroup.of_world(), RankGroup.of_world()
+        self._ranks, self._status_ranks = RankGroup.of_world(self._timeout_s), RankGroup.of_world(self._timeout_s)
         self._background = Background(self._status_ranks)
         self._reference = _reference_batch(run)
         source = self._source()
         if source is not None:
             self._resume(run, source)
+
+    def begin(self, run: Trainer) -> None:
+        """Rename the damaged checkpoints that were passed over."""
+        if run.rank_info.rank == 0:
+            folder.set_aside(self._damaged)
 
     def request(self) -> None:
         """Save after the present step. All ranks must call it at the same step."""
@@ -95,19 +104,20 @@ class Checkpointing(Callback):
                 raise UserError(
                     f"{self._checkpoints} holds checkpoints and checkpoint.resume is never: choose another run.folder"
                 )
-            latest = find(self._checkpoints, self._ranks, options.damaged == "previous")
+            latest, self._damaged = find(self._checkpoints, self._ranks, options.damaged == "previous")
         if options.resume_from:
-            named, self._origin = self._ranks.on_rank0(lambda: _named(Path(options.resume_from)))
+            name, self._origin = self._ranks.on_rank0(lambda: _named(Path(options.resume_from)))
+            named = Path(name)
             if latest is None or self._ranks.on_rank0(lambda: _origin(latest)) != self._origin:
                 if reason := damage(named, self._ranks):
                     raise UserError(f"checkpoint.resume_from: {reason}")
-                return Path(named)
+                return named
         if latest is None and options.resume == "must":
             raise UserError(f"{self._checkpoints} holds no checkpoint, and checkpoint.resume is must")
         return latest
 
     def _resume(self, run: Trainer, source: Path) -> None:
-        record = self._ranks.on_rank0(lambda: RunRecord.read(source))
+        record = RunRecord.parse(self._ranks.on_rank0(lambda: RunRecord.read(source).text()), source)
         if differences := record.differences(asdict(run.config.model), asdict(run.config.objective), run.vocabulary):
             raise UserError(f"{source} is of another model: {'; '.join(differences)}")
         load_checkpoint(source, run.engine.state, self._ranks)
@@ -125,6 +135,8 @@ class Checkpointing(Callback):
         self._requested = False
         step, options = run.state.step, self._options
         outputs = run.engine.reference_outputs(self._reference)
+        shards = collect_shards(run.engine.state.local_shards(), written=True)
+        self._check_finite(step, shards, outputs)
         state = asdict(run.state) | {"callbacks": {type(each).__name__: each.state() for each in run.callbacks}}
         record = RunRecord(
             step=step,
@@ -136,7 +148,6 @@ class Checkpointing(Callback):
             origin=self._origin,
             versions=versions(),
         )
-        shards = collect_shards(run.engine.state.local_shards(), written=True)
         dtype = run.config.engine.dtype
         content = Content(
             pieces=staged(shards) if asynchronous else shards,
@@ -146,10 +157,22 @@ class Checkpointing(Callback):
 
         def write() -> None:
             save_checkpoint(self._checkpoints, content, self._ranks)
-            self._ranks.on_rank0(lambda: folder.prune(self._checkpoints, step, options.keep_last, options.keep_interval))
+            self._ranks.on_rank0(lambda: len(folder.prune(self._checkpoints, step, options.keep_last, options.keep_interval)))
 
         self._tried = step
         self._background.begin(write)
+
+    def _check_finite(self, step: int, shards: Mapping[str, TensorShards], outputs: Mapping[str, Tensor]) -> None:
+        """:class:`UserError` where the model's outputs are not finite, as by weights that are not, or are too large."""
+        bad = [name for name, output in outputs.items() if not output.isfinite().all()]
+        if not bad:
+            return
+        # The tensors say more, if it is they.
+        self._ranks.all_gather(lambda: check_finite(shards, step))
+        raise UserError(
+            f"step {step}: outputs of the model for the reference batch ({', '.join(bad)}) are NaN or infinite: no checkpoint "
+            "of it is written, and the one before is sound; a lower optimizer.lr or other data may help"
+        )
 
     def _finish(self, last: bool = False) -> None:
         """Wait for the checkpoint being written. A failure is the same on every rank; if ``last``, it always ends the run."""
@@ -174,10 +197,10 @@ def _origin(path: Path) -> str:
     return RunRecord.read(path).origin
 
 
-def _named(path: Path) -> tuple[Path, str]:
+def _named(path: Path) -> tuple[str, str]:
     """The checkpoint at a path (:func:`folder.resolve`), and the SHA-256 of its manifest."""
     checkpoint = folder.resolve(path)
-    return checkpoint, sha256(checkpoint / MANIFEST_NAME)
+    return str(checkpoint), sha256(checkpoint / MANIFEST_NAME)
 
 
 def _run_state(raw: dict[str, Any]) -> TrainState:

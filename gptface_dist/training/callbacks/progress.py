@@ -1,5 +1,6 @@
 """Progress on rank 0: a bar with loss, speed and remaining time, or lines in a log."""
 
+import contextlib
 import time
 
 from rich.console import Console
@@ -20,13 +21,13 @@ class ProgressBar(Callback):
         self._began = 0.0
         self._first = 0
 
-    def start(self, run: Trainer) -> None:
+    def begin(self, run: Trainer) -> None:
         """Print model size, layout, steps and folder, and start the bar."""
         if run.rank_info.rank:
             return
         total, self._first, self._began = run.config.run.steps, run.state.step, time.monotonic()
         at = f", from step {run.state.step}" if run.state.step else ""
-        self._console.print(f"{run.parameters / 1e6:.2f} M parameters, {run.config.layout}, {total} steps{at}: {run.folder}")
+        self._print(f"{run.parameters / 1e6:.2f} M parameters, {run.config.layout}, {total} steps{at}: {run.folder}")
         if self._console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
@@ -49,7 +50,7 @@ class ProgressBar(Callback):
             self._bar.update(self._task, completed=step, description=", ".join(parts))
         elif step % run.config.run.log_every == 0 or step == total:
             left = (time.monotonic() - self._began) / (step - self._first) * (total - step)
-            self._console.print(f"step {step}/{total}: {', '.join(parts)}, {_clock(left)} left")
+            self._print(f"step {step}/{total}: {', '.join(parts)}, {_clock(left)} left")
 
     def after_evaluation(self, run: Trainer, metrics: dict[str, float]) -> None:
         """Print losses, constant guesses and accuracies."""
@@ -60,14 +61,19 @@ class ProgressBar(Callback):
             guess = metrics.get(CONSTANT_GUESS + name)
             beside = "" if guess is None else f" (constant guess {guess:.3f})"
             parts.append(f"{name} {metrics[LOSS + name]:.3f}{beside}, {metrics[ACCURACY + name]:.1%} right")
-        self._console.print(f"held out, step {run.state.step}: loss {metrics['loss']:.3f}; {'; '.join(parts)}")
+        self._print(f"held out, step {run.state.step}: loss {metrics['loss']:.3f}; {'; '.join(parts)}")
 
     def stop(self, run: Trainer) -> None:
         """Print steps, tokens, time and the reason of an early stop."""
         if run.rank_info.rank == 0:
             reason = f" ({run.stopped_by})" if run.stopped_by else ""
             tokens = f"{run.state.tokens:,} tokens in {_clock(run.state.seconds)}"
-            self._console.print(f"{run.state.step} of {run.config.run.steps} steps done{reason}, {tokens}: {run.folder}")
+            self._print(f"{run.state.step} of {run.config.run.steps} steps done{reason}, {tokens}: {run.folder}")
+
+    def _print(self, line: str) -> None:
+        """A closed pipe or a full disk behind stderr does not end a run."""
+        with contextlib.suppress(OSError, ValueError):
+            self._console.print(line)
 
     def close(self, run: Trainer) -> None:
         """Remove the bar from the terminal."""

@@ -11,6 +11,7 @@ from gptface_dist.benchmarks.gpu import token_shards
 from gptface_dist.benchmarks.gpu.context import Context
 from gptface_dist.benchmarks.gpu.token_shards import TokenShards
 from gptface_dist.checkpoint import folder as checkpoints
+from gptface_dist.differences import largest, relative
 from gptface_dist.training.metrics import read_metrics
 
 RUNS: dict[str, list[str]] = {
@@ -87,6 +88,6 @@ def _resume(context: Context, step: int) -> None:
     _train(context, "resumed", [f"checkpoint.resume_from={checkpoint}"])
     resumed = read_metrics(Path("runs", "resumed"))
     whole = read_metrics(Path("runs", "float32"))[step:]
-    worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(resumed, whole, strict=False))
+    worst = largest(relative(a["loss"], b["loss"]) for a, b in zip(resumed, whole, strict=False))
     same = [one["step"] for one in resumed] == [one["step"] for one in whole]
     context.check({"run": "resumed", "from step": step}, {"losses": (worst, FROM_UNINTERRUPTED)}, **{"same steps": same})
