@@ -1,6 +1,7 @@
 """Device, backend and memory of this process; description of its machine."""
 
 import ctypes
+import logging
 import os
 import platform
 from importlib import metadata
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from gptface_dist.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def device() -> torch.device:
@@ -80,6 +83,13 @@ def native_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def warn_of_emulation(option: str) -> None:
+    """Log that ``option`` asks for bfloat16 where the device emulates it."""
+    if not native_bfloat16(device()):
+        instructions = torch.backends.cpu.get_cpu_capability()
+        log.warning("%s: this CPU (%s) emulates bfloat16, and is many times slower than in float32", option, instructions)
+
+
 def trim_host_memory() -> None:
     """Return memory that glibc has freed to the system; does nothing with other C libraries.
 
@@ -97,11 +107,12 @@ def versions(*packages: str) -> str:
 
 
 def hardware(*packages: str) -> str:
-    """CPU, cores, GPU, Python, and :func:`versions` of the packages, for the head of a table."""
+    """CPU and the instruction set that torch uses of it, cores, GPU, Python, and :func:`versions` of the packages."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         cpu = platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{cpu}, {os.cpu_count()} cores, {gpu}; Python {platform.python_version()}, {versions(*packages)}"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{cpu} ({instructions}), {os.cpu_count()} cores, {gpu}; Python {platform.python_version()}, {versions(*packages)}"

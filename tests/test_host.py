@@ -82,8 +82,9 @@ def test_ranks_that_share_a_gpu_are_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_image_tokenizers_take_their_gpu_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = Gpus(monkeypatch, ["GPU-a", "GPU-b"])
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "1")
+    torchrun = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
     with processes() as group:
         assert group.device == torch.device("cuda", 1)
     assert gpus.current == 1

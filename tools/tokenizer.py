@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -70,7 +71,8 @@ def train_image(
     vgg: Annotated[float | None, typer.Option(help="Weight of the VGG-16 feature loss.")] = None,
     vgg_weights: Annotated[str | None, typer.Option(help="Safetensors file with a VGG-16 under torchvision's names.")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies it.")
+        str | None,
+        typer.Option(help="fp32, bf16 (autocast), or auto: as begun, else bf16 where the hardware has it."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the weights and of the order of pictures.")] = 0,
     held_out: Annotated[int, typer.Option(help="Pictures kept out of training for the evaluation.")] = 256,
@@ -89,7 +91,7 @@ def train_image(
             PRESETS[preset].training,
             seed=seed,
             **_given(steps=steps, batch=batch, learning_rate=learning_rate, adversarial=adversarial, vgg=vgg),
-            **_given(vgg_weights=vgg_weights, precision=_precision(precision), checkpoint_every=checkpoint_every),
+            **_given(vgg_weights=vgg_weights, precision=_precision(precision, out), checkpoint_every=checkpoint_every),
         ),
     )
     from gptface_dist.data import tokenizer_corpus as corpus
@@ -189,10 +191,20 @@ def _in_words(evaluation: dict[str, Any]) -> str:
     )
 
 
-def _precision(option: str | None) -> str | None:
-    """``auto`` as what is fast on this machine."""
-    if option != "auto":
-        return option
+def _precision(option: str | None, out: Path) -> str | None:
+    """``auto``: that of the training which ``out`` holds, else what is fast on this machine."""
     from gptface_dist import host
 
-    return "bf16" if host.native_bfloat16(host.device()) else "fp32"
+    if option == "bf16":
+        host.warn_of_emulation("--precision bf16")
+    if option != "auto":
+        return option
+    from gptface_dist.tokenizers.image_training import begun_precision
+
+    native = host.native_bfloat16(host.device())
+    begun = begun_precision(out)
+    chosen = begun or ("bf16" if native else "fp32")
+    why = f"as {out} was begun" if begun else f"this machine {'multiplies' if native else 'only emulates'} bfloat16"
+    # Standard output has the results.
+    print(f"--precision auto: {chosen} ({why})", file=sys.stderr)
+    return chosen

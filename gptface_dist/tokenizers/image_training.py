@@ -182,6 +182,19 @@ def _save_checkpoint(folder: Path, run: ImageRun, state: ImageTrainingState, win
     state.processes.wait()
 
 
+def begun_precision(folder: Path) -> str | None:
+    """Precision of the training that ``folder`` holds, finished or not; None if it holds none that can be read."""
+    try:
+        if (folder / SUMMARY_NAME).exists():
+            run = json.loads((folder / SUMMARY_NAME).read_bytes())["run"]
+        else:
+            run = torch.load(folder / CHECKPOINT_NAME, map_location="cpu", mmap=True, weights_only=True)["run"]
+        precision: str = run["training"]["precision"]
+        return precision
+    except Exception:  # whatever a damaged file raises: the training itself says what is wrong with it
+        return None
+
+
 def _resume(folder: Path, run: ImageRun, state: ImageTrainingState, window: _Window) -> None:
     """Load ``checkpoint.pt``, if it exists, into ``state`` and ``window``."""
     path = folder / CHECKPOINT_NAME

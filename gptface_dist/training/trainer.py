@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
-from gptface_dist import release
+from gptface_dist import host, release
 from gptface_dist.data.loader import Position
 from gptface_dist.distributed.collectives import barrier
 from gptface_dist.distributed.rank import RankInfo
@@ -173,6 +173,8 @@ def prepare(config: Config, vocabulary: Vocabulary, watchdog: Watchdog, callback
 
 def build_trainer(config: Config, vocabulary: Vocabulary, rank_info: RankInfo, callbacks: Sequence[Callback]) -> Trainer:
     """Build loader, engine and trainer on this rank; process groups must exist."""
+    if rank_info.rank == 0 and config.engine.dtype == "bfloat16":
+        host.warn_of_emulation("engine.dtype=bfloat16")
     data_group, objective = groups.data(), config.build_objective()
     loader = batch_loader(config.data, objective, dist.get_rank(data_group), config.layout.dp)
     engine = Engine(objective, config.model, vocabulary, config.layout, config.run.seed, config.optimizer, config.engine)

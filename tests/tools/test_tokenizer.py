@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from gptface_dist.tokenizers.image_training import begun_precision
 from gptface_dist.tokenizers.vocabulary import verify
 from gptface_dist.tools import main
 from tests.picture_shards import write_pictures
@@ -140,7 +142,24 @@ def test_precision_auto_is_what_the_hardware_multiplies(
         monkeypatch, capsys, "image", data, tmp_path / "image", *IMAGE, "--precision", "auto", "--steps", "1"
     )
     assert status == 0, error
+    assert f"--precision auto: {chosen} (this machine" in error
     assert f'"precision": "{chosen}"' in "".join(path.read_text() for path in (tmp_path / "image").glob("*.json"))
+
+
+def test_precision_auto_resumes_on_another_machine(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for native in (False, True):
+        monkeypatch.setattr("gptface_dist.host.native_bfloat16", lambda device, native=native: native)
+        arguments = ["image", data, tmp_path / "image", *IMAGE, "--precision", "auto", "--steps", "2"]
+        status, _, error = gptface(monkeypatch, capsys, *arguments)
+        assert status == 0, error
+    assert f"--precision auto: fp32 (as {tmp_path / 'image'} was begun)" in error
+    # One that was cut in the middle has a checkpoint, and no summary.
+    torch.save({"run": {"training": {"precision": "bf16"}}}, tmp_path / "checkpoint.pt")
+    assert begun_precision(tmp_path) == "bf16"
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    assert begun_precision(tmp_path) is None
 
 
 def test_under_torchrun(tmp_path: Path, data: Path) -> None:

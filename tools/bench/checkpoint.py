@@ -32,6 +32,7 @@ def checkpoint(
     from rich.console import Console
     from rich.table import Table
 
+    from gptface_dist import host
     from gptface_dist.benchmarks import checkpoint as benchmark
     from gptface_dist.benchmarks.step import machine
     from gptface_dist.config import load_config
@@ -41,6 +42,8 @@ def checkpoint(
     from gptface_dist.parallel.options import EngineOptions
     from gptface_dist.tokenizers.vocabulary import VOCABULARY_NAME, Vocabulary
 
+    if dtype == "bfloat16":
+        host.warn_of_emulation("--dtype bfloat16")
     options = load_config(ModelOptions, model, [])
     # Without tokenizers, a made-up vocabulary of usual size.
     words = Vocabulary(8192, 1024, "a" * 64, "b" * 64) if tokenizers is None else Vocabulary.load(tokenizers / VOCABULARY_NAME)

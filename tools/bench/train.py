@@ -10,6 +10,7 @@ import typer
 from gptface_dist.tools.progress import bar
 
 if TYPE_CHECKING:
+    from gptface_dist import host
     from gptface_dist.benchmarks.workload import Workload
 
 
@@ -40,6 +41,8 @@ def train(
     from gptface_dist.model.options import ModelOptions
     from gptface_dist.parallel.options import EngineOptions
 
+    if dtype == "bfloat16":
+        host.warn_of_emulation("--dtype bfloat16")
     options = load_config(ModelOptions, model, [])
     work = Workload(options, micro_batches, size, text_length, grid, text_ids, image_codes, engine=EngineOptions(dtype))
     console = Console()
