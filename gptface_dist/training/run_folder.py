@@ -42,7 +42,9 @@ def settled(config: Config) -> Config:
     :class:`UserError` if the folder holds a run with other :data:`KEPT` parts. Nothing is written.
     """
     before = _kept_config(Path(config.run.folder) / NAME)
-    total_steps = config.schedule.total_steps or _at(before, "schedule.total_steps") or config.run.steps
+    # Runs of earlier versions had the length of their first start.
+    begun = _at(before, "schedule.total_steps") or _at(before, "run.steps")
+    total_steps = config.schedule.total_steps or begun or config.run.steps
     config = replace(config, schedule=replace(config.schedule, total_steps=total_steps))
     config.schedule.check(total_steps)
     now = resolved(config)

@@ -20,6 +20,7 @@ from gptface_dist.distributed.rendezvous import rendezvous_store
 from gptface_dist.distributed.token import RunToken
 from gptface_dist.distributed.watchdog import BEAT, FAILED
 from tests.distributed.test_watchdog import messages, run
+from tests.processes import free_port
 from tests.sockets import listening, run_and_watch
 
 JOIN = """
@@ -143,3 +144,27 @@ def test_proofs_of_layouts_listen_on_loopback() -> None:
     done, seen = run_and_watch(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert seen == {"127.0.0.1"}
+
+
+def own_address() -> str:
+    """This machine's address towards others; a datagram socket sends nothing in connect."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no interface but loopback")
+        return str(probe.getsockname()[0])
+
+
+def test_a_run_of_several_machines_listens_on_one_interface() -> None:
+    """Two ranks as two machines would have them: the store at the address of rank 0, gloo on its interface."""
+    address, token = own_address(), RunToken.new()
+    ranks = [RankInfo(rank, 2, 0, address, free_port(), token=token) for rank in range(2)]
+    ranks[1] = dataclasses.replace(ranks[1], port=ranks[0].port)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-W", "ignore", "-c", JOIN]
+    other = subprocess.Popen(command, env={**environment, **ranks[1].variables()}, stdout=subprocess.PIPE, text=True)
+    done, seen = run_and_watch(command, env={**environment, **ranks[0].variables()})
+    assert (done.returncode, done.stdout) == (0, "joined\n"), done.stderr
+    assert other.communicate(timeout=60)[0] == "joined\n"
+    assert seen == {address}
