@@ -26,6 +26,7 @@ ROOMS = [
     BASE,
     "errors",
     "files",
+    "folder_lock",
     "differences",
     "hashing",
     "host",

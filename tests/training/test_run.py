@@ -27,11 +27,11 @@ from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.spawn import spawn
 from gptface_dist.distributed.watchdog import Watchdog
 from gptface_dist.errors import UserError
+from gptface_dist.folder_lock import FolderLock
 from gptface_dist.parallel import libraries
 from gptface_dist.training.callbacks import metrics_logger, outbox, tracking
 from gptface_dist.training.callbacks.checkpointing import Checkpointing
 from gptface_dist.training.metrics import NAME, read_metrics
-from gptface_dist.training.run_lock import RunLock
 from gptface_dist.training.trainer import Trainer
 from tests.corpus import VOCABULARY, write_tokens
 from tests.training.test_train import config
@@ -159,7 +159,7 @@ REFUSALS = [
     Refusal("of another version", (), _rewrite("config.yaml", lambda text: text.removeprefix("# "))),
     Refusal("config.yaml", (), _rewrite("config.yaml", lambda text: text + "{")),
     Refusal("metrics.jsonl", (), _rewrite(NAME, lambda text: "{}\n" + text)),
-    Refusal("is in use by process", (), lambda run: RunLock(run)),
+    Refusal("is in use by process", (), lambda run: FolderLock(run)),
 ]
 
 
@@ -181,7 +181,7 @@ def refused_starts_change_nothing(folder: Path) -> None:
             wrong.append(f"{refusal}: status {status}: {errors}")
         if snapshot(copy) != before:
             wrong.append(f"{refusal}: {sorted(snapshot(copy).items() ^ before.items())}")
-        if isinstance(held, RunLock):
+        if isinstance(held, FolderLock):
             held.release()
         shutil.rmtree(copy)
     assert wrong == [], "\n".join(wrong)

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from gptface_dist.distributed.watchdog import Watchdog
+from gptface_dist.folder_lock import FolderLock
 from gptface_dist.training.callbacks.callback import Callback
 from gptface_dist.training.run_folder import write_config
-from gptface_dist.training.run_lock import RunLock
 from gptface_dist.training.trainer import Trainer
 
 
@@ -14,12 +14,12 @@ class RunFolder(Callback):
 
     def __init__(self, watchdog: Watchdog):
         self._watchdog = watchdog
-        self._lock: RunLock | None = None
+        self._lock: FolderLock | None = None
 
     def start(self, run: Trainer) -> None:
         """Lock the folder; refuse the run where another one has."""
         if run.rank_info.rank == 0:
-            self._lock = RunLock(Path(run.config.run.folder))
+            self._lock = FolderLock(Path(run.config.run.folder))
             # Another rank's failure ends this process without unwinding.
             self._watchdog.on_end(self._lock.release)
 

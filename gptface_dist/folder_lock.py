@@ -16,7 +16,7 @@ NAME = ".lock"
 """File in the run's folder, which exists while a run writes there; one that a killed run left behind locks nothing."""
 
 
-class RunLock:
+class FolderLock:
     """The right to write in a run's folder, held by rank 0's process until :meth:`release` or its end.
 
     The kernel holds the lock (flock(2), on NFS as a lock of the server), so it ends with its process, however that ends.
