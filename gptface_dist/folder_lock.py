@@ -1,4 +1,4 @@
-"""One writer at a time in a run's folder."""
+"""One writer at a time in a folder: of a run, of shards, of a tokenizer."""
 
 import fcntl
 import json
@@ -13,17 +13,23 @@ from gptface_dist.errors import UserError, one_line
 log = logging.getLogger(__name__)
 
 NAME = ".lock"
-"""File in the run's folder, which exists while a run writes there; one that a killed run left behind locks nothing."""
+"""File in the folder, which exists while a process writes there; one that a killed process left behind locks nothing."""
 
 
 class FolderLock:
-    """The right to write in a run's folder, held by rank 0's process until :meth:`release` or its end.
+    """The right to write in a folder, held until :meth:`release`, the end of a ``with`` block, or that of this process.
 
     The kernel holds the lock (flock(2), on NFS as a lock of the server), so it ends with its process, however that ends.
     """
 
-    def __init__(self, folder: Path):
-        """Make the folder if need be, and lock it. :class:`UserError`, which names the other run, where it is locked."""
+    def __init__(self, folder: Path, name: str):
+        """Make the folder if need be, and lock it. :class:`UserError`, which names the other process, where it is locked.
+
+        ``name``: what the folder is called by users, for messages.
+        """
+        self._name = name
+        self.locked = True
+        """False where the file system knows no locks; a warning says so."""
         self._path = folder / NAME
         self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
@@ -33,7 +39,7 @@ class FolderLock:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, json.dumps(mine).encode(), 0)
         except OSError as error:
-            raise UserError(f"run.folder {folder} cannot be used: {one_line(error)}") from None
+            raise UserError(f"{name} {folder} cannot be used: {one_line(error)}") from None
 
     def _locked(self) -> int:
         while True:
@@ -44,15 +50,22 @@ class FolderLock:
                 other = _holder(os.pread(descriptor, 4096, 0))
                 os.close(descriptor)
                 raise UserError(
-                    f"run.folder {self._path.parent} is in use by {other}: wait for that run, end it, or choose another folder"
+                    f"{self._name} {self._path.parent} is in use by {other}: wait for it, end it, or choose another folder"
                 ) from None
             except OSError as error:
-                log.warning("%s: %s: nothing keeps a second run out of this folder", self._path, error.strerror)
+                log.warning("%s: %s: nothing keeps a second process out of this folder", self._path, error.strerror)
+                self.locked = False
                 return descriptor
             # Its holder may have removed the file between our open and our lock.
             if self._path.exists() and os.path.samestat(os.fstat(descriptor), self._path.stat()):
                 return descriptor
             os.close(descriptor)
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Remove the lock file, and the folders that :meth:`__init__` made if they are still empty; once."""
@@ -74,4 +87,4 @@ def _holder(text: bytes) -> str:
         return f"process {other['pid']} on {other['host']} since {other['since']}"
     except (ValueError, KeyError, TypeError):
         # It has locked the file and not written yet.
-        return "another run"
+        return "another process"

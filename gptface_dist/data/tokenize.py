@@ -25,6 +25,7 @@ from gptface_dist.data.pool import ordered
 from gptface_dist.data.shards import INDEX_NAME, Extent, Index, ShardEntry, ShardWriter, Sidecar, read_entry, sidecar_path
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
+from gptface_dist.folder_lock import FolderLock
 from gptface_dist.tokenizers import vocabulary as vocabularies
 from gptface_dist.tokenizers.image_files import read_config
 from gptface_dist.tokenizers.vocabulary import Vocabulary
@@ -162,7 +163,10 @@ class Tokenization:
 
         :class:`UserError` where more samples are bad than the options allow; the list is written in that case, too.
         """
-        self._out.mkdir(parents=True, exist_ok=True)
+        with FolderLock(self._out, "folder"):
+            yield from self._run()
+
+    def _run(self) -> Iterator[Tokenized]:
         index = self._folder.index
         allowed = ceil(self._options.max_bad_fraction * index.samples)
         entries: list[ShardEntry] = []

@@ -13,14 +13,12 @@ sum may differ with the processor and the version of numpy, and a pixel with it.
 """
 
 import errno
-import fcntl
 import functools
 import io
 import json
-import os
 import re
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,6 +35,7 @@ from gptface_dist.faces.head_model import load_head
 from gptface_dist.faces.materials import LABELS
 from gptface_dist.faces.render import LARGEST, SMALLEST, Renderer
 from gptface_dist.files import write_atomically
+from gptface_dist.folder_lock import FolderLock
 
 GENERATOR = "gptface-faces-1"
 """Changes whenever the same (seed, number) would give other members: attributes, captions, pictures."""
@@ -134,15 +133,14 @@ class Rendering:
     def run(self) -> Iterator[int]:
         """Draw what is missing, then write the index. Yields, every few samples, how many more there are."""
         try:
-            self._out.mkdir(parents=True, exist_ok=True)
-            with _lock(self._out) as locked:
+            with FolderLock(self._out, "folder") as lock:
                 try:
                     # Of a run that was killed.
-                    self._remove_leftovers(locked)
+                    self._remove_leftovers(lock.locked)
                     yield from self._draw()
                 finally:
                     # On a full disk a file cannot even be closed properly, and stays.
-                    self._remove_leftovers(locked)
+                    self._remove_leftovers(lock.locked)
         except OSError as error:
             raise _unusable(self._out, error) from None
 
@@ -259,26 +257,6 @@ def _samples(path: Path) -> int:
         return len(sidecar.samples) if path.stat().st_size == sidecar.size else 0
     except (OSError, UserError):
         return 0
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Keep others from rendering into the folder meanwhile; False where the file system knows no locks.
-
-    The lock goes with the process, however that ends.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
-            raise UserError(f"another run renders into {folder} now: wait for it, or give another folder") from None
-        except OSError:
-            locked = False
-        yield locked
-    finally:
-        os.close(handle)
 
 
 def _unusable(folder: Path, error: OSError) -> UserError:

@@ -4,6 +4,7 @@ During training, the folder contains ``checkpoint.pt`` and ``metrics.jsonl``; at
 ``metrics.jsonl``, ``summary.json`` and ``sheet.png``, and no checkpoint.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from gptface_dist.errors import UserError, one_line
 from gptface_dist.files import write_atomically
+from gptface_dist.folder_lock import FolderLock
 from gptface_dist.tokenizers.codebook import perplexity, share_used
 from gptface_dist.tokenizers.image import ImageTokenizer, save_model
 from gptface_dist.tokenizers.image_evaluation import evaluate, to_png
@@ -87,10 +89,18 @@ def train_image_tokenizer(
     Returns the summary, which is also in ``summary.json``. :class:`UserError` where the folder was made otherwise, the
     batch does not divide, the data ends, or the loss is no number.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror}") from None
+    with FolderLock(folder, "folder") if processes.rank == 0 else contextlib.nullcontext():
+        return _train(batches, held_out, folder, run, processes, on_step)
+
+
+def _train(
+    batches: Callable[[int], Iterator[Tensor]],
+    held_out: Callable[[], Iterable[Tensor]],
+    folder: Path,
+    run: ImageRun,
+    processes: Processes,
+    on_step: Callable[[int, dict[str, float] | None], None],
+) -> dict[str, Any]:
     share, size = processes.share(run.training.batch), run.architecture.size
     if (done := _finished(folder, run)) is not None:
         return done

@@ -88,7 +88,8 @@ def test_what_no_longer_fits_is_left_out(tmp_path: Path) -> None:
     results, said = run(tmp_path, "fake-ok", "fake_speed-ok", seconds=2, total=1)
     for result, line in zip(results.values(), said, strict=True):
         assert kinds(result) == ["end"]
-        assert result.file.records[0]["how"] == "left out: 1 of 1 s were left"
+        # Reading the clock takes time, too.
+        assert result.file.records[0]["how"] in ("left out: 1 of 1 s were left", "left out: 0 of 1 s were left")
         assert f"{result.task.name} left out" in line
 
 
@@ -130,7 +131,7 @@ def test_a_killed_driver_loses_nothing_and_leaves_nobody_behind(tmp_path: Path) 
         until(lambda: len(numbers(file)) > 20)
         until(lambda: "end" in kinds(driver.recorded(tmp_path, PARTS)[0]))
         before = numbers(file)
-        with pytest.raises(UserError, match="another gptface bench gpu writes to"):
+        with pytest.raises(UserError, match=r"--out .* is in use by process"):
             run(tmp_path, "fake-ok")
         os.kill(process.pid, signal.SIGKILL)
         (started,) = (one for one in records.read(file).records if one["kind"] == "started")

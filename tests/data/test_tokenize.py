@@ -237,7 +237,7 @@ def test_pictures_that_are_not_those_of_the_index_are_refused(tmp_path: Path, to
     path.write_bytes(data.replace(b"face 1", b"fake 1"))
     with pytest.raises(UserError, match=r"00000.tar: key 000000001: bytes .* changed since .*gptface data verify"):
         tokenize(tmp_path / "in", tmp_path / "out", tokenizers)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
     path.unlink()
     with pytest.raises(UserError, match="cannot be opened"):
         tokenize(tmp_path / "in", tmp_path / "out", tokenizers)

@@ -242,7 +242,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
     first, second = (Rendering(tmp_path, 2, RECIPE) for _ in range(2))
     running = first.run()
     next(running)
-    with pytest.raises(UserError, match="another run renders into"):
+    with pytest.raises(UserError, match="is in use by process"):
         next(second.run())
     assert list(running) == []
     assert list(Rendering(tmp_path, 2, RECIPE).run()) == []

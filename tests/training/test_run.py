@@ -159,7 +159,7 @@ REFUSALS = [
     Refusal("of another version", (), _rewrite("config.yaml", lambda text: text.removeprefix("# "))),
     Refusal("config.yaml", (), _rewrite("config.yaml", lambda text: text + "{")),
     Refusal("metrics.jsonl", (), _rewrite(NAME, lambda text: "{}\n" + text)),
-    Refusal("is in use by process", (), lambda run: FolderLock(run)),
+    Refusal("is in use by process", (), lambda run: FolderLock(run, "run.folder")),
 ]
 
 

@@ -5,7 +5,6 @@ in one file, made anew as they come. A task's files are replaced when it begins;
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from gptface_dist.benchmarks.gpu.plan import Task
 from gptface_dist.benchmarks.gpu.verdict import ENDED, Result
 from gptface_dist.errors import UserError
 from gptface_dist.files import write_atomically
+from gptface_dist.folder_lock import FolderLock
 
 LEAST_S = 15.0
 """A task that would get less than this (or than its own limit) is left out: starting alone takes seconds."""
@@ -83,14 +83,9 @@ def run(tasks: Sequence[Task], options: Options, say: Callable[[str], None], par
     head = origin.find(options.checkout, options.dry)
     try:
         (options.out / "parts").mkdir(parents=True, exist_ok=True)
-        lock = (options.out / "parts" / "lock").open("w")
     except OSError as error:
         raise UserError(f"--out {options.out} cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another gptface bench gpu writes to {options.out}: wait for it, or give another --out") from None
+    with FolderLock(options.out, "--out"):
         _Run(options, head, say, parts).stages(tasks)
 
 

@@ -19,7 +19,7 @@ class RunFolder(Callback):
     def start(self, run: Trainer) -> None:
         """Lock the folder; refuse the run where another one has."""
         if run.rank_info.rank == 0:
-            self._lock = FolderLock(Path(run.config.run.folder))
+            self._lock = FolderLock(Path(run.config.run.folder), "run.folder")
             # Another rank's failure ends this process without unwinding.
             self._watchdog.on_end(self._lock.release)
 
