@@ -89,7 +89,7 @@ def compare(case: Case) -> ParityResult:
         ):
             raise RuntimeError(f"{case}: the optimizer's {local_shard.entry.name} does not begin with its initial value")
     reader = GradientReader(engine)
-    parity = ParityResult(str(case))
+    parity = ParityResult(str(case), tolerance=tolerance(case, 0.0))
     rank, each = groups.get_data_parallel_rank(), case.micro_batches // case.layout.dp
     for step, truth in enumerate(reference_steps(without_layout(case), OPTIMIZER)):
         local = batches(case, step, engine.device)[rank * each : (rank + 1) * each]

@@ -65,7 +65,7 @@ class FakeState:
 
 def tiny(value: float) -> FakeState:
     """A state of a few numbers, which is written fast."""
-    return FakeState(value, parameters=(VECTOR,))
+    return FakeState(float(value), parameters=(VECTOR,))
 
 
 def record(step: int) -> RunRecord:

@@ -118,7 +118,8 @@ def test_a_failure_is_told_though_a_stranger_wrote_first() -> None:
     with rendezvous_store(3) as ranks, stranger(ranks[0].port):
         statuses, output = run("mistake", ranks=ranks)
     assert 0 not in statuses
-    assert messages(output)[0] == "gptface: shard 7 cannot be read"
+    # What others read in the store is overwritten again and again: they may say first that its rank has gone.
+    assert "gptface: shard 7 cannot be read" in messages(output)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])

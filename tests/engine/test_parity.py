@@ -59,13 +59,16 @@ WANTED = [
 
 
 def shortened(case: Case) -> Case:
-    """Fewer micro-batches, and layers, where a step takes long: the suite should be done in minutes on two cores.
+    """Fewer micro-batches, layers and steps where a step takes long: the suite should be done in minutes on two cores.
 
     Not of models of many parts, whose errors are averaged over more, and of all that are compared with each other or of none.
     """
     layout, plain = case.layout, case.engine.dtype == "float32"
     if plain and case.model in (MODEL, DROPOUT) and layout.world > 2 and layout.vpp == 1:
         case = dataclasses.replace(case, model=dataclasses.replace(case.model, layers=2))
+    if layout.world > 4:
+        # The second step has gradients of updated weights and moments, as the third.
+        case = dataclasses.replace(case, steps=2)
     large = layout.world > (2 if layout.zero == 3 else 4)
     short = case.model not in (UNEVEN, ALL) and (large or not plain)
     return dataclasses.replace(case, micro_batches=4) if short else case
