@@ -35,9 +35,9 @@ class FolderLock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = self._locked()
-            mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+            holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(mine).encode(), 0)
+            os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
         except OSError as error:
             raise UserError(f"{name} {folder} cannot be used: {one_line(error)}") from None
 

@@ -62,7 +62,9 @@ def test_children_do_not_hold_it(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path, "run.folder")
     child = subprocess.Popen(["sleep", "600"], close_fds=False)
     lock.release()
-    FolderLock(tmp_path, "run.folder").release()
+    with FolderLock(tmp_path, "run.folder") as again:
+        assert again.locked
+        assert child.poll() is None
     child.kill()
     child.wait()
 

@@ -197,10 +197,10 @@ def _read_failure(store: Any, rank_info: RankInfo) -> _Failure | None:
     if not store.check([FAILED]):
         return None
     text = rank_info.token.read(store.get(FAILED)) or ""
-    found = re.fullmatch(r"([0-9]{1,3}):([0-9]{1,9})", text)
-    if not found or not 0 < int(found[1]) < 256 or int(found[2]) >= rank_info.world:
+    match = re.fullmatch(r"([0-9]{1,3}):([0-9]{1,9})", text)
+    if not match or not 0 < int(match[1]) < 256 or int(match[2]) >= rank_info.world:
         return None
-    return _Failure(int(found[1]), int(found[2]))
+    return _Failure(int(match[1]), int(match[2]))
 
 
 def _status(error: BaseException) -> int:
@@ -211,7 +211,7 @@ def _status(error: BaseException) -> int:
 
 
 def _words(error: BaseException) -> str:
-    """Message of what is no fault of the program: a user's mistake, or a signal."""
+    """Message of a user's mistake or a signal."""
     if not isinstance(error, Signalled):
         return str(error)
     return "interrupted" if error.number == signal.SIGINT else f"ended by {signal.Signals(error.number).name}"

@@ -19,7 +19,7 @@ from gptface_dist.distributed.rank import RankInfo
 from gptface_dist.distributed.rendezvous import rendezvous_store
 from gptface_dist.distributed.token import RunToken
 from gptface_dist.distributed.watchdog import BEAT, FAILED
-from tests.distributed.test_watchdog import messages, run
+from tests.distributed.test_watchdog import messages, run, start
 from tests.processes import free_port
 from tests.sockets import listening, run_and_watch
 
@@ -43,19 +43,7 @@ WRITTEN = ["0:99", "0:0", "1:0", "256:0", "2:7", "-1:0", "", "nonsense", RunToke
 
 def join(ranks: list[RankInfo], prefix: str = "") -> tuple[list[int], list[str]]:
     """Statuses and outputs of processes that join a run; the last one is the stranger with the ``prefix``, if there is one."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", JOIN, *([prefix] if prefix and rank_info is ranks[-1] else [])],
-            env={**environment, **rank_info.variables()},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank_info in ranks
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    return [process.returncode for process in processes], outputs
+    return start(ranks, lambda rank_info: [JOIN, *([prefix] if prefix and rank_info is ranks[-1] else [])])
 
 
 def test_one_with_the_keys_but_not_the_token_is_found_out() -> None:

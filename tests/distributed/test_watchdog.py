@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,13 +53,19 @@ def run(how: str, culprit: int = 1, ranks: list[RankInfo] | None = None) -> tupl
 
     ``ranks`` meet at an external store; without them, rank 0 of three serves one.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     if ranks is None:
         port, token = free_port(), RunToken.new()
         ranks = [RankInfo(rank, 3, rank, port=port, token=token) for rank in range(3)]
+    statuses, outputs = start(ranks, lambda rank_info: [PROGRAM, how, str(culprit)])
+    return statuses, "".join(outputs)
+
+
+def start(ranks: list[RankInfo], program: Callable[[RankInfo], list[str]]) -> tuple[list[int], list[str]]:
+    """Statuses and outputs of Python programs, with their arguments, as the ranks; two minutes are more than they need."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", PROGRAM, how, str(culprit)],
+            [sys.executable, "-W", "ignore", "-c", *program(rank_info)],
             env={**environment, **rank_info.variables()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -67,7 +74,7 @@ def run(how: str, culprit: int = 1, ranks: list[RankInfo] | None = None) -> tupl
         for rank_info in ranks
     ]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
-    return [process.returncode for process in processes], "".join(outputs)
+    return [process.returncode for process in processes], outputs
 
 
 def messages(output: str) -> list[str]:
