@@ -8,7 +8,7 @@ import socket
 import time
 from pathlib import Path
 
-from gptface_dist.errors import UserError, one_line
+from gptface_dist.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,8 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, name: str):
-        """Make the folder if need be, and lock it. :class:`UserError`, which names the other process, where it is locked.
+        """Make the folder if need be, and lock it. :class:`UserError`, which names the other process, where it is locked;
+        :class:`OSError` where the folder cannot be made or written.
 
         ``name``: what the folder is called by users, for messages.
         """
@@ -32,14 +33,11 @@ class FolderLock:
         """False where the file system knows no locks; a warning says so."""
         self._path = folder / NAME
         self._made = [path for path in (folder, *folder.parents) if not path.exists()]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = self._locked()
-            holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
-        except OSError as error:
-            raise UserError(f"{name} {folder} cannot be used: {one_line(error)}") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor = self._locked()
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
 
     def _locked(self) -> int:
         while True:

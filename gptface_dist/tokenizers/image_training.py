@@ -89,7 +89,11 @@ def train_image_tokenizer(
     Returns the summary, which is also in ``summary.json``. :class:`UserError` where the folder was made otherwise, the
     batch does not divide, the data ends, or the loss is no number.
     """
-    with FolderLock(folder, "folder") if processes.rank == 0 else contextlib.nullcontext():
+    try:
+        lock = FolderLock(folder, "folder") if processes.rank == 0 else contextlib.nullcontext()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}") from None
+    with lock:
         return _train(batches, held_out, folder, run, processes, on_step)
 
 

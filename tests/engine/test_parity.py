@@ -66,7 +66,7 @@ def shortened(case: Case) -> Case:
     layout, plain = case.layout, case.engine.dtype == "float32"
     if plain and case.model in (MODEL, DROPOUT) and layout.world > 2 and layout.vpp == 1:
         case = dataclasses.replace(case, model=dataclasses.replace(case.model, layers=2))
-    if layout.world > 4:
+    if plain and layout.world > 2:
         # The second step has gradients of updated weights and moments, as the third.
         case = dataclasses.replace(case, steps=2)
     large = layout.world > (2 if layout.zero == 3 else 4)

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("layout", [["layout.zero=0"], ["layout.tp=2", "layout.pp=2", "layout.zero=3"]])
+@pytest.mark.parametrize("layout", [["layout.zero=0"], ["layout.tp=2", "layout.zero=3"]])
 def test_the_weights_are_the_releases(folder: Path, tmp_path: Path, layout: list[str]) -> None:
     done = train(folder, f"run.folder={tmp_path / 'run'}", *layout)
     assert done.returncode == 0, done.stderr

@@ -199,6 +199,9 @@ def refused_first_starts_leave_nothing(folder: Path) -> None:
         status, errors = train(folder, where, "tracking.mlflow=false", *overrides)
         assert status == 2, errors
         assert not (folder / "new").exists(), errors
+    status, errors = train(folder, f"run.folder={folder / 'run.yaml' / 'run'}", "tracking.mlflow=false")
+    assert status == 2
+    assert f"run.folder {folder / 'run.yaml' / 'run'} cannot be used: Not a directory" in errors
 
 
 @scenario

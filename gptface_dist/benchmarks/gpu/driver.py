@@ -83,9 +83,10 @@ def run(tasks: Sequence[Task], options: Options, say: Callable[[str], None], par
     head = origin.find(options.checkout, options.dry)
     try:
         (options.out / "parts").mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(options.out, "--out")
     except OSError as error:
         raise UserError(f"--out {options.out} cannot be written: {error.strerror}") from None
-    with FolderLock(options.out, "--out"):
+    with lock:
         _Run(options, head, say, parts).stages(tasks)
 
 

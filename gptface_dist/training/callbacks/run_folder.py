@@ -1,8 +1,7 @@
 """The run's folder belongs to one run at a time, and tells its configuration."""
 
-from pathlib import Path
-
 from gptface_dist.distributed.watchdog import Watchdog
+from gptface_dist.errors import UserError
 from gptface_dist.folder_lock import FolderLock
 from gptface_dist.training.callbacks.callback import Callback
 from gptface_dist.training.run_folder import write_config
@@ -19,7 +18,10 @@ class RunFolder(Callback):
     def start(self, run: Trainer) -> None:
         """Lock the folder; refuse the run where another one has."""
         if run.rank_info.rank == 0:
-            self._lock = FolderLock(Path(run.config.run.folder), "run.folder")
+            try:
+                self._lock = FolderLock(run.folder, "run.folder")
+            except OSError as error:
+                raise UserError(f"run.folder {run.folder} cannot be used: {error.strerror}") from None
             # Another rank's failure ends this process without unwinding.
             self._watchdog.on_end(self._lock.release)
 
