@@ -63,3 +63,14 @@ def test_batch_refuses_other_tokenizers(run: Path) -> None:
     result = runner.invoke(app, ["data", "batch", str(run)])
     assert isinstance(result.exception, UserError)
     assert "text tokenizer aaaaaaaaaaaa, the vocabulary has cccccccccccc" in str(result.exception)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_emulated_bfloat16_is_warned_of(
+    native: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before anything is measured; three processes are then refused."""
+    monkeypatch.setattr("gptface_dist.host.native_bfloat16", lambda device: native)
+    result = runner.invoke(app, ["bench", "train", "--dtype", "bfloat16", "--processes", "3"])
+    assert isinstance(result.exception, UserError), result.exception
+    assert ("--dtype bfloat16: this CPU" in caplog.text) == (not native)

@@ -10,7 +10,6 @@ import typer
 from gptface_dist.tools.progress import bar
 
 if TYPE_CHECKING:
-    from gptface_dist import host
     from gptface_dist.benchmarks.workload import Workload
 
 
@@ -35,6 +34,7 @@ def train(
     from rich.console import Console
     from rich.table import Table
 
+    from gptface_dist import host
     from gptface_dist.benchmarks import step
     from gptface_dist.benchmarks.workload import Workload
     from gptface_dist.config import load_config
