@@ -72,7 +72,7 @@ CODES ?= 64
 WORDS ?= 640
 TOKENIZER_STEPS ?= 800
 CONFIG ?= configs/quickstart.yaml
-STEPS ?= 600
+STEPS ?= 400
 LAYOUT ?= layout.dp=2 layout.zero=3 layout.reshard_after_forward=false
 # Further key=value of the training run.
 TRAIN ?=

@@ -83,11 +83,11 @@ def native_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def warn_of_emulation(option: str) -> None:
-    """Log that ``option`` asks for bfloat16 where the device emulates it."""
-    if not native_bfloat16(device()):
+def warn_of_emulation(dtype: str, option: str) -> None:
+    """Log that ``option`` asks for bfloat16 (``dtype``: ``bfloat16`` or ``bf16``) where the device emulates it."""
+    if dtype in ("bfloat16", "bf16") and not native_bfloat16(device()):
         instructions = torch.backends.cpu.get_cpu_capability()
-        log.warning("%s: this CPU (%s) emulates bfloat16, and is many times slower than in float32", option, instructions)
+        log.warning("%s %s: this CPU (%s) emulates it, and is many times slower than in float32", option, dtype, instructions)
 
 
 def trim_host_memory() -> None:

@@ -173,8 +173,8 @@ def prepare(config: Config, vocabulary: Vocabulary, watchdog: Watchdog, callback
 
 def build_trainer(config: Config, vocabulary: Vocabulary, rank_info: RankInfo, callbacks: Sequence[Callback]) -> Trainer:
     """Build loader, engine and trainer on this rank; process groups must exist."""
-    if rank_info.rank == 0 and config.engine.dtype == "bfloat16":
-        host.warn_of_emulation("engine.dtype=bfloat16")
+    if rank_info.rank == 0:
+        host.warn_of_emulation(config.engine.dtype, "engine.dtype")
     data_group, objective = groups.data(), config.build_objective()
     loader = batch_loader(config.data, objective, dist.get_rank(data_group), config.layout.dp)
     engine = Engine(objective, config.model, vocabulary, config.layout, config.run.seed, config.optimizer, config.engine)

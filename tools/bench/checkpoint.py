@@ -42,8 +42,7 @@ def checkpoint(
     from gptface_dist.parallel.options import EngineOptions
     from gptface_dist.tokenizers.vocabulary import VOCABULARY_NAME, Vocabulary
 
-    if dtype == "bfloat16":
-        host.warn_of_emulation("--dtype bfloat16")
+    host.warn_of_emulation(dtype, "--dtype")
     options = load_config(ModelOptions, model, [])
     # Without tokenizers, a made-up vocabulary of usual size.
     words = Vocabulary(8192, 1024, "a" * 64, "b" * 64) if tokenizers is None else Vocabulary.load(tokenizers / VOCABULARY_NAME)

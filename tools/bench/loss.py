@@ -24,8 +24,7 @@ def loss(
 
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype must be float32 or bfloat16, got {dtype!r}")
-    if dtype == "bfloat16":
-        host.warn_of_emulation("--dtype bfloat16")
+    host.warn_of_emulation(dtype, "--dtype")
     console = Console()
     work = benchmark.Work(rows, columns, hidden, dtype, tuple(chunk or (256, 1024)))
     with console.status("") as status:

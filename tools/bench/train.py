@@ -41,8 +41,7 @@ def train(
     from gptface_dist.model.options import ModelOptions
     from gptface_dist.parallel.options import EngineOptions
 
-    if dtype == "bfloat16":
-        host.warn_of_emulation("--dtype bfloat16")
+    host.warn_of_emulation(dtype, "--dtype")
     options = load_config(ModelOptions, model, [])
     work = Workload(options, micro_batches, size, text_length, grid, text_ids, image_codes, engine=EngineOptions(dtype))
     console = Console()
