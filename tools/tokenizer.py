@@ -195,8 +195,8 @@ def _precision(option: str | None, out: Path) -> str | None:
     """``auto``: that of the training which ``out`` holds, else what is fast on this machine."""
     from gptface_dist import host
 
-    host.warn_of_emulation(option, "--precision")
     if option != "auto":
+        host.warn_of_emulation(option or "", "--precision")
         return option
     from gptface_dist.tokenizers.image_training import begun_precision
 
