@@ -73,11 +73,11 @@ class DataParallel:
 class Pipeline:
     """DeepSpeed's ``PipelineModule`` of the plain model's modules, with ZeRO-1.
 
-    All stages have the same number of layers. Every micro-batch must have the same shape.
+    All stages have the same number of layers. Every micro-batch must have the same shape. DeepSpeed communicates already
+    (``groups.start_deepspeed``).
     """
 
     def __init__(self, work: Workload, optimizer: OptimizerOptions, stages: int):
-        deepspeed.init_distributed(host.backend(), verbose=False)
         self._objective = work.objective
         self._last: list[LastStage] = []
         self._batch: PaddedBatch[Tensor] | None = None

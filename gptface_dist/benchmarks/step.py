@@ -221,6 +221,7 @@ def _built(way: System, work: Workload) -> Iterator[Step]:
         # Also undoes ZeRO-3's patches of torch, so that the next system is not timed with them.
         groups.stop_layout()
     elif way.system == PIPELINE:
+        groups.start_deepspeed(TIMEOUT_S)
         yield Pipeline(work, optimizer, way.layout.pp).step
     else:
         yield DataParallel(work, optimizer).step

@@ -30,13 +30,18 @@ def join(rank_info: RankInfo, store: Any, timeout_s: float) -> None:
     host.refuse_shared_gpu(distributed_c10d._get_default_store(), rank_info.rank)
 
 
-def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
-    """Create the process groups of a checked layout (``Layout.check``) in the joined world (:func:`join`), and seed torch."""
-    libraries.patch_megatron_for_cpu()
+def start_deepspeed(timeout_s: float) -> None:
+    """Let DeepSpeed communicate in the joined world (:func:`join`)."""
     # On CPUs DeepSpeed (0.19.8) would first compile an all-reduce for inference, which takes a minute, and again whenever two
     # installations alternate in one home folder. Training never calls it.
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     deepspeed.init_distributed(host.backend(), timeout=datetime.timedelta(seconds=timeout_s), verbose=False)
+
+
+def start(layout: Layout, seed: int, timeout_s: float = 600.0) -> None:
+    """Create the process groups of a checked layout (``Layout.check``) in the joined world (:func:`join`), and seed torch."""
+    libraries.patch_megatron_for_cpu()
+    start_deepspeed(timeout_s)
     parallel_state.initialize_model_parallel(
         layout.tp,
         layout.pp,
