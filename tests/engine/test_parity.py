@@ -24,6 +24,7 @@ from gptface_dist.objectives.milm_itm import MilmItm
 from gptface_dist.parallel import libraries
 from gptface_dist.parallel.layout import ZERO_STAGES, Layout
 from gptface_dist.parallel.options import EngineOptions
+from tests.objectives import parity_cases
 
 UNEVEN = dataclasses.replace(MODEL, layers=5)
 ALL = dataclasses.replace(MODEL, layers=5, activation="swiglu", qk_norm=True)
@@ -75,7 +76,7 @@ def shortened(case: Case) -> Case:
     return dataclasses.replace(case, micro_batches=4) if short else case
 
 
-CASES = [shortened(case) for case in WANTED]
+CASES = [*(shortened(case) for case in WANTED), *parity_cases.CASES]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,14 @@ def test_layouts_compute_what_the_plain_model_computes(found: list[ParityResult]
     assert wrong == []
     # A loss to six digits, in every step.
     assert all(one.loss < 1e-6 for one in found if "bfloat16" not in one.layout)
+
+
+def test_micro_batches_do_not_change_the_contrast(found: list[ParityResult]) -> None:
+    """The same samples, in 16, 4 and 1 micro-batches."""
+    losses = [result.losses for result in found if result.layout == f"contrastive, {Layout(zero=0)}"]
+    assert len(losses) == 3
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-6)
 
 
 def test_recomputing_changes_nothing_at_all(found: list[ParityResult]) -> None:
