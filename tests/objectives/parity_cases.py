@@ -1,4 +1,4 @@
-"""Cases of test_parity.py of objectives other than the first: coupled over the global batch, and with more than tokens to read."""
+"""Parity's cases of objectives other than the first: coupled over the global batch, and with more than tokens to read."""
 
 import dataclasses
 
