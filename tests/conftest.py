@@ -22,19 +22,28 @@ hypothesis.settings.load_profile("untimed")
 
 
 LONGEST = (
-    # One of these starts many processes; those beside it start none.
+    # Parity and resumption start many processes; those beside them start none.
     "engine/test_parity.py",
     "kernels/test_gate.py",
     "kernels/test_launch.py",
+    "checkpoint/test_resume.py",
+    "kernels/test_attention.py",
     "faces/test_render.py",
     "data/test_loader.py",
-    "checkpoint/test_resume.py",
-    "data/test_fuzz.py",
-    "benchmarks/test_step.py",
     "engine/test_update.py",
+    "training/test_attention_health.py",
+    "training/test_train.py",
     "training/test_run.py",
+    "distributed/test_watchdog.py",
+    "training/test_fp8_study.py",
+    "tools/test_release.py",
+    "benchmarks/test_step.py",
+    "launch/test_local.py",
+    "engine/test_cuda.py",
+    "training/test_init_from.py",
+    "distributed/test_strangers.py",
 )
-"""Files that take more than a minute: they come first, so that the workers of a parallel run end together."""
+"""Files that take about a minute or more: they come first, so that the workers of a parallel run end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
