@@ -83,8 +83,8 @@ def native_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def warn_of_emulation(dtype: str, option: str) -> None:
-    """Log that ``option`` asks for bfloat16 (``dtype``: ``bfloat16`` or ``bf16``) where the device emulates it."""
+def warn_of_emulation(dtype: str | None, option: str) -> None:
+    """Log that ``option`` asks for bfloat16 where the device emulates it; ``dtype`` is its value, ``bfloat16`` or ``bf16``."""
     if dtype in ("bfloat16", "bf16") and not native_bfloat16(device()):
         instructions = torch.backends.cpu.get_cpu_capability()
         log.warning("%s %s: this CPU (%s) emulates it, and is many times slower than in float32", option, dtype, instructions)

@@ -53,10 +53,10 @@ def parity(
             f"--micro-batches {micro_batches} does not divide the {parity_case.SAMPLES} samples of the global batch"
         )
     size = parity_case.SAMPLES // micro_batches if micro_batches else 2
-    host.warn_of_emulation(dtype, "--dtype")
     cases = parity_case.matrix() if matrix else [Case(Layout(dp, tp, pp, vpp, sp, zero), micro_batches=8 + -8 % dp)]
     model = replace(parity_case.MODEL, hidden_dropout=dropout, attention_dropout=dropout)
     engine = EngineOptions(dtype=dtype, recompute=recompute)
+    host.warn_of_emulation(dtype, "--dtype")
     how: dict[str, Any] = {"steps": steps, "model": model, "engine": engine, "tolerance": tolerance, "size": size}
     how |= {"seed": seed, "objective": build_objective(ObjectiveOptions(objective), {})}
     cases = [replace(case, micro_batches=micro_batches or case.micro_batches, **how) for case in cases]

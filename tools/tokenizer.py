@@ -196,7 +196,7 @@ def _precision(option: str | None, out: Path) -> str | None:
     from gptface_dist import host
 
     if option != "auto":
-        host.warn_of_emulation(option or "", "--precision")
+        host.warn_of_emulation(option, "--precision")
         return option
     from gptface_dist.tokenizers.image_training import begun_precision
 

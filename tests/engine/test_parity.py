@@ -174,14 +174,15 @@ def without_bridges(rank_info: RankInfo, meetings: list[list[RankInfo]], folder:
 
     compare, over_the_world = parity.compare, coordinator.assert_ints_same_as_other_ranks
     for (name, case), ranks in zip(NEEDED.items(), meetings, strict=True):
+        stuck = name == "scope_trace_check"
 
-        def caught(case: Case, name: str = name) -> ParityResult:
+        def caught(case: Case, name: str = name, stuck: bool = stuck) -> ParityResult:
             try:
                 result = compare(case)
             except RuntimeError as error:
                 result = ParityResult(str(case), gradient=math.inf, worst=str(error), compared=1)
             (folder / f"{name}-{rank_info.rank}").write_text(json.dumps(dataclasses.asdict(result)))
-            if name == "scope_trace_check":
+            if stuck:
                 # Collectives of a world that timed out meet others than their own: no gathering, no orderly end.
                 os._exit(0)
             return result
@@ -191,7 +192,7 @@ def without_bridges(rank_info: RankInfo, meetings: list[list[RankInfo]], folder:
         turn.wait()
         kept = getattr(deepspeed_patches, name)
         setattr(deepspeed_patches, name, lambda first, *_: first)
-        parity.work(ranks[rank_info.rank], [case], str(folder / "all"), timeout_s=15 if name == "scope_trace_check" else 300)
+        parity.work(ranks[rank_info.rank], [case], str(folder / "all"), timeout_s=15 if stuck else 300)
         setattr(deepspeed_patches, name, kept)
 
 

@@ -74,3 +74,14 @@ def test_emulated_bfloat16_is_warned_of(
     result = runner.invoke(app, ["bench", "train", "--dtype", "bfloat16", "--processes", "3"])
     assert isinstance(result.exception, UserError), result.exception
     assert ("--dtype bfloat16: this CPU" in caplog.text) == (not native)
+
+
+@pytest.mark.parametrize("command", [["bench", "train"], ["bench", "checkpoint"], ["bench", "loss"], ["parity"]])
+def test_a_type_that_is_refused_is_not_warned_of(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gptface_dist.host.native_bfloat16", lambda device: False)
+    result = runner.invoke(app, [*command, "--dtype", "bf16"])
+    assert isinstance(result.exception, UserError), result.exception
+    assert "bf16" in str(result.exception)
+    assert caplog.text == ""

@@ -42,11 +42,11 @@ def checkpoint(
     from gptface_dist.parallel.options import EngineOptions
     from gptface_dist.tokenizers.vocabulary import VOCABULARY_NAME, Vocabulary
 
-    host.warn_of_emulation(dtype, "--dtype")
     options = load_config(ModelOptions, model, [])
     # Without tokenizers, a made-up vocabulary of usual size.
     words = Vocabulary(8192, 1024, "a" * 64, "b" * 64) if tokenizers is None else Vocabulary.load(tokenizers / VOCABULARY_NAME)
     task = benchmark.CheckpointWorkload(options, words, Layout(dp=dp, tp=tp, zero=zero), EngineOptions(dtype), tokenizers)
+    host.warn_of_emulation(dtype, "--dtype")
     console = Console()
     console.print(machine(task.layout.world), highlight=False)
     numbers = MilmItm().parameter_count(options, words)

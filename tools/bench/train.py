@@ -41,9 +41,9 @@ def train(
     from gptface_dist.model.options import ModelOptions
     from gptface_dist.parallel.options import EngineOptions
 
-    host.warn_of_emulation(dtype, "--dtype")
     options = load_config(ModelOptions, model, [])
     work = Workload(options, micro_batches, size, text_length, grid, text_ids, image_codes, engine=EngineOptions(dtype))
+    host.warn_of_emulation(dtype, "--dtype")
     console = Console()
     console.print(step.machine(processes), highlight=False)
     with bar() as progress:
