@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gptface_dist import host
 from gptface_dist.distributed.rank import RankInfo
+from gptface_dist.distributed.shutdown import shutdown
 from gptface_dist.distributed.spawn import spawn
 from gptface_dist.kernels.loss.cross_entropy import linear_cross_entropy
 from tests.fake_cuda import DEVICE, fake_cuda
@@ -100,7 +101,7 @@ def spread(rank_info: RankInfo) -> None:
         wanted[3], wanted[4] = wanted[3][part], wanted[4][part]
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    dist.destroy_process_group()
+    shutdown()
 
 
 def test_columns_spread_over_ranks() -> None:
