@@ -44,9 +44,8 @@ types: $(INSTALLED)  ## types: mypy
 	ln -s $(CURDIR)/tools build/types/gptface_dist/tools
 	MYPYPATH=build/types $(BIN)/mypy -p gptface_dist
 
-# Three workers on two cores: where one waits for a time-out or a heartbeat, another works.
 test: $(INSTALLED)  ## the whole test suite
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The oldest versions that are supported, in an environment of their own: 5 GB with CUDA's libraries, so no part of `make test`.
 # The first that starts, as above; VERSIONS_PYTHON=/path/to/python3.13 tries another one.
@@ -59,7 +58,7 @@ test-versions:  ## kernels, model, a few layouts and the GPU check's dry run wit
 	$(VERSIONS)/bin/pip install -q --disable-pip-version-check torch==$(VERSIONS_TORCH)
 	$(VERSIONS)/bin/pip install -q --disable-pip-version-check -e '.[train,faces,dev]'
 	$(VERSIONS)/bin/python -c "import sys, torch, triton, numpy; print('Python', sys.version.split()[0], 'torch', torch.__version__, 'triton', triton.__version__, 'numpy', numpy.__version__)"
-	$(VERSIONS)/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder tests/kernels tests/model tests/benchmarks
+	$(VERSIONS)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/kernels tests/model tests/benchmarks
 	$(VERSIONS)/bin/gptface parity --dp 2 --zero 1
 	$(VERSIONS)/bin/gptface parity --tp 2 --pp 2 --sp --zero 3
 	$(VERSIONS)/bin/gptface bench gpu --dry --out build/versions-gpu
