@@ -186,13 +186,14 @@ def compiled(case: Case) -> Code:
     }
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=case.constants, attrs=attributes)
     binary = triton.compile(source, target=HOPPER, options=case.options)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(binary.asm["cubin"])
+        # nvdisasm, unlike cuobjdump, can leave the instructions' bytes out, which are three quarters of the text.
         usage, code = (
-            subprocess.run([tool, flag, cubin], capture_output=True, text=True, check=True).stdout
-            for flag in ("-res-usage", "-sass")
+            subprocess.run([tools / tool, option, cubin], capture_output=True, text=True, check=True).stdout
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "--print-code"))
         )
     registers = re.search(r"REG:(\d+)", usage)
     assert registers

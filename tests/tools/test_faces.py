@@ -1,32 +1,26 @@
 """`gptface faces` as a user runs it: lines on stdout, exit statuses, mistakes in one line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-
-def gptface(*arguments: str | Path) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "gptface_dist.tools.main", "faces", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
+from tests.program import gptface
 
 
 def test_render_extend_and_look(tmp_path: Path) -> None:
     out, picture = tmp_path / "faces", tmp_path / "sheet.png"
-    status, said, error = gptface("render", out, "--count", "3", "--size", "32", "--workers", "1")
+    status, said, error = gptface("faces", "render", out, "--count", "3", "--size", "32", "--workers", "1")
     assert (status, error) == (0, "")
     assert said.startswith("3 faces (0 rendered before, ")
     assert said.endswith(f" a minute) in {out}\n")
-    assert gptface("render", out, "--count", "3", "--size", "32") == (0, f"3 faces (3 rendered before) in {out}\n", "")
-    status, said, error = gptface("render", out, "--count", "2", "--size", "32")
+    assert gptface("faces", "render", out, "--count", "3", "--size", "32") == (0, f"3 faces (3 rendered before) in {out}\n", "")
+    status, said, error = gptface("faces", "render", out, "--count", "2", "--size", "32")
     assert (status, said) == (2, "")
     assert "beyond --count 2" in error
     assert error.count("\n") == 1
     options = ["--count", "2", "--columns", "2", "--cell", "64", "--masks", "--landmarks", "--captions"]
-    status, said, error = gptface("sheet", out, picture, *options)
+    status, said, error = gptface("faces", "sheet", out, picture, *options)
     assert (status, error) == (0, "")
     with Image.open(picture) as opened:
         assert said == f"{opened.width}x{opened.height} pixels in {picture}\n"
@@ -35,7 +29,11 @@ def test_render_extend_and_look(tmp_path: Path) -> None:
 
 def test_photos(tmp_path: Path) -> None:
     credit = "credit AT&T Laboratories Cambridge"
-    assert gptface("photos", tmp_path / "orl", "--size", "32") == (0, f"400 photographs in {tmp_path / 'orl'}; {credit}\n", "")
+    assert gptface("faces", "photos", tmp_path / "orl", "--size", "32") == (
+        0,
+        f"400 photographs in {tmp_path / 'orl'}; {credit}\n",
+        "",
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +50,7 @@ def test_photos(tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_line_and_status_2(tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "file").touch()
-    status, said, error = gptface(*[word.replace("{file}", str(tmp_path / "file")) for word in arguments])
+    status, said, error = gptface("faces", *[word.replace("{file}", str(tmp_path / "file")) for word in arguments])
     assert (status, said) == (2, "")
     assert message in error
     assert error.count("\n") == 1

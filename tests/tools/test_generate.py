@@ -1,7 +1,5 @@
 """`gptface generate`, `edit`, `caption`, `score` as a user runs them."""
 
-import contextlib
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +12,7 @@ from gptface_dist import release
 from gptface_dist.config import options
 from gptface_dist.generation import Generator, Gradient, Guidance, Sampling
 from gptface_dist.generation.options import GenerationOptions
-from gptface_dist.tools import main
+from tests.program import gptface
 from tests.release.factories import make_model, make_tokenizers
 
 
@@ -24,21 +22,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = make_tokenizers(made / "tokenizers")
     release.save(make_model(vocabulary), made / "tokenizers", made / "release", (4, 4))
     return made / "release"
-
-
-def gptface(*arguments: str | Path) -> tuple[int, str, str]:
-    """The program in this process: status, stdout, stderr."""
-    out, error = io.StringIO(), io.StringIO()
-    before, sys.argv = sys.argv, ["gptface", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            main.run()
-        status = 0
-    except SystemExit as end:
-        status = int(end.code or 0)
-    finally:
-        sys.argv = before
-    return status, out.getvalue(), error.getvalue()
 
 
 def refused(*arguments: str | Path) -> str:

@@ -8,13 +8,14 @@ import pytest
 
 from gptface_dist import release
 from gptface_dist.tokenizers.vocabulary import Vocabulary
+from tests.program import gptface
 from tests.release.factories import make_checkpoint, make_model, make_tokenizers
 
 
-def gptface(*arguments: str | Path) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "gptface_dist.tools.main", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"COLUMNS": "160", "PATH": ""})
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no table breaks its lines."""
+    monkeypatch.setenv("COLUMNS", "160")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,14 @@ def test_inspect_a_run_and_its_checkpoint(run: Path) -> None:
     assert status == 0
     assert told.endswith("every file is what was written\n")
     assert len([line for line in told.splitlines() if "exp_avg_sq/layers.1.qkv.weight" in line]) == 1
+
+
+def test_a_process_of_its_own_says_nothing_more(run: Path, tmp_path: Path) -> None:
+    """Libraries warn on import, which happens once a process."""
+    command = [sys.executable, "-m", "gptface_dist.tools.main", "convert", str(run), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": ""})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "logits agree to" in done.stdout
 
 
 @pytest.mark.parametrize(

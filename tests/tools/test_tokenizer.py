@@ -13,8 +13,8 @@ from PIL import Image
 
 from gptface_dist.tokenizers.image_training import begun_precision
 from gptface_dist.tokenizers.vocabulary import verify
-from gptface_dist.tools import main
 from tests.picture_shards import write_pictures
+from tests.program import gptface
 
 IMAGE = ["--size", "16", "--steps", "2", "--batch", "2", "--held-out", "3", "--codes", "32"]
 
@@ -26,36 +26,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def gptface(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path
-) -> tuple[int, str, str]:
-    """Run the program in this process: status, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["gptface", "tokenizer", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main.run()
-    captured = capsys.readouterr()
-    code = ended.value.code
-    return (code if isinstance(code, int) else 0), captured.out, captured.err
-
-
-def test_from_shards_to_a_vocabulary(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, out, _ = gptface(monkeypatch, capsys, "text", data, tmp_path / "t" / "text.model", "--size", "280")
+def test_from_shards_to_a_vocabulary(tmp_path: Path, data: Path) -> None:
+    status, out, _ = gptface("tokenizer", "text", data, tmp_path / "t" / "text.model", "--size", "280")
     assert status == 0
     assert "text.model: 280 pieces, sha256 " in out
-    status, out, _ = gptface(monkeypatch, capsys, "image", data, tmp_path / "t" / "image", *IMAGE)
+    status, out, _ = gptface("tokenizer", "image", data, tmp_path / "t" / "image", *IMAGE)
     assert status == 0
     assert re.search(r"^step 2/2: loss [\d.]+, PSNR [\d.]+ dB, codes \d+%, 0.0 min left$", out, re.MULTILINE)
     assert "4x4 codes a picture" in out
     assert "held out: 3 pictures, PSNR " in out
-    status, out, _ = gptface(monkeypatch, capsys, "join", tmp_path / "t")
+    status, out, _ = gptface("tokenizer", "join", tmp_path / "t")
     assert (status, out.splitlines()[1:]) == (0, ["  text     0 to 279", "  image    280 to 311", "  specials 312 to 315"])
     assert verify(tmp_path / "t").size == 316
 
     sheet, figures = tmp_path / "sheet.png", tmp_path / "figures.json"
     status, out, _ = gptface(
-        monkeypatch, capsys, "evaluate", tmp_path / "t" / "image", data, "--pictures", "3", "--sheet", sheet, "--out", figures
+        "tokenizer", "evaluate", tmp_path / "t" / "image", data, "--pictures", "3", "--sheet", sheet, "--out", figures
     )
     assert status == 0
     summary = json.loads((tmp_path / "t" / "image" / "summary.json").read_text())
@@ -65,10 +51,10 @@ def test_from_shards_to_a_vocabulary(
     assert out.startswith("3 pictures, PSNR ")
     with Image.open(sheet) as ours, Image.open(tmp_path / "t" / "image" / "sheet.png") as theirs:
         assert ours.tobytes() == theirs.tobytes()
-    status, out, _ = gptface(monkeypatch, capsys, "evaluate", tmp_path / "t" / "image", data)
+    status, out, _ = gptface("tokenizer", "evaluate", tmp_path / "t" / "image", data)
     assert out.startswith("40 pictures, "), "fewer than were asked for"
 
-    status, out, _ = gptface(monkeypatch, capsys, "image", data, tmp_path / "t" / "image", *IMAGE)
+    status, out, _ = gptface("tokenizer", "image", data, tmp_path / "t" / "image", *IMAGE)
     assert status == 0
     assert "step" not in out, "it is done"
     for arguments, message in [
@@ -81,7 +67,7 @@ def test_from_shards_to_a_vocabulary(
         (["evaluate", tmp_path / "t", data], "holds no config.json"),
         (["evaluate", tmp_path / "t" / "image", data, "--sheet", tmp_path / "no" / "a.png"], "make it first"),
     ]:
-        status, out, error = gptface(monkeypatch, capsys, *arguments)
+        status, out, error = gptface("tokenizer", *arguments)
         assert (status, out) == (2, "")
         assert message in error
         assert error.count("\n") == 1
@@ -104,30 +90,25 @@ def test_from_shards_to_a_vocabulary(
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
-    tmp_path: Path,
-    data: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     filled = [argument.format(data=data, empty=tmp_path / "empty") for argument in arguments]
-    status, out, error = gptface(monkeypatch, capsys, *filled)
+    status, out, error = gptface("tokenizer", *filled)
     assert (status, out) == (2, "")
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_shards_without_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_without_captions(tmp_path: Path) -> None:
     from gptface_dist.data.shards import ShardWriter, write_index
 
     with ShardWriter(tmp_path / "0.tar") as writer:
         writer.write("0", {"png": b"x"})
     write_index(tmp_path, "pictures", {}, [tmp_path / "0.tar"])
-    status, out, error = gptface(monkeypatch, capsys, "text", tmp_path, tmp_path / "text.model")
+    status, out, error = gptface("tokenizer", "text", tmp_path, tmp_path / "text.model")
     assert (status, out) == (2, "")
     assert "there is no caption with text in the data" in error
     assert not (tmp_path / "text.model").exists()
@@ -135,24 +116,20 @@ def test_shards_without_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("native", "chosen"), [(True, "bf16"), (False, "fp32")])
 def test_precision_auto_is_what_the_hardware_multiplies(
-    native: bool, chosen: str, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    native: bool, chosen: str, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gptface_dist.host.native_bfloat16", lambda device: native)
-    status, _, error = gptface(
-        monkeypatch, capsys, "image", data, tmp_path / "image", *IMAGE, "--precision", "auto", "--steps", "1"
-    )
+    status, _, error = gptface("tokenizer", "image", data, tmp_path / "image", *IMAGE, "--precision", "auto", "--steps", "1")
     assert status == 0, error
     assert f"--precision auto: {chosen} (this machine" in error
     assert f'"precision": "{chosen}"' in "".join(path.read_text() for path in (tmp_path / "image").glob("*.json"))
 
 
-def test_precision_auto_resumes_on_another_machine(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_precision_auto_resumes_on_another_machine(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for native in (False, True):
         monkeypatch.setattr("gptface_dist.host.native_bfloat16", lambda device, native=native: native)
         arguments = ["image", data, tmp_path / "image", *IMAGE, "--precision", "auto", "--steps", "2"]
-        status, _, error = gptface(monkeypatch, capsys, *arguments)
+        status, _, error = gptface("tokenizer", *arguments)
         assert status == 0, error
     assert f"--precision auto: fp32 (as {tmp_path / 'image'} was begun)" in error
     # One that was cut in the middle has a checkpoint, and no summary.
