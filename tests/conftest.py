@@ -36,7 +36,6 @@ LONGEST = (
     "training/test_run.py",
     "distributed/test_watchdog.py",
     "training/test_fp8_study.py",
-    "tools/test_release.py",
     "benchmarks/test_step.py",
     "launch/test_local.py",
     "engine/test_cuda.py",
