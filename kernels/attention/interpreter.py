@@ -1,12 +1,14 @@
 """Repairs of Triton's interpreter (TRITON_INTERPRET=1: kernels run on a CPU, without compilation).
 
 Triton's interpreter (3.6.0 and 3.7.1) rounds casts to 8-bit and 16-bit floats wrongly and multiplies bfloat16 matrices by
-their bit patterns; that of 3.6.0 cannot count loops with numpy 2.4 and later. Each repair stands in for one of its functions
-while our kernels run, and computes what the GPU does.
+their bit patterns; that of 3.6.0 cannot count loops with numpy 2.4 and later; both spend a third of their time on looking the
+language through again at each call of a function by a kernel. Each repair stands in for one of its functions while our kernels
+run, and computes what the GPU does.
 """
 
 import contextlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -43,6 +45,8 @@ def repaired() -> Iterator[None]:
         mock.patch.object(interpreter, "_convert_float", _convert_float),
         mock.patch.object(interpreter.InterpreterBuilder, "create_dot", _create_dot),
         mock.patch.object(interpreter, "_patch_lang_tensor", _patch_lang_tensor),
+        mock.patch.object(interpreter, "_patch_lang", _patch_lang),
+        mock.patch.object(interpreter.InterpretedFunction, "__call__", _call),
         # Rows of padding divide zero by zero; a GPU says nothing of it either.
         np.errstate(all="ignore"),
     ):
@@ -74,7 +78,30 @@ def _create_dot(_builder: Any, a: Any, b: Any, d: Any, _precision: Any, _impreci
     return interpreter.TensorHandle(np.matmul(left, right) + d.data, d.dtype.scalar)
 
 
-_patch_before = interpreter._patch_lang_tensor
+_patch_lang_before = interpreter._patch_lang
+_LANGUAGE = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+
+
+def _patch_lang(_kernel: Any) -> Any:
+    """Replace the language's operations for one launch: both modules, whichever the kernel and what it calls name them by.
+
+    Returns the scope that restores them.
+    """
+    return _patch_lang_before(_LANGUAGE)
+
+
+def _call(function: Any, *arguments: Any, **named: Any) -> Any:
+    """A function that is called by a kernel, for which the language is replaced already.
+
+    Triton replaces it once more in each of these calls, and never restores that.
+    """
+    try:
+        return function.rewrite()(*arguments, **named)
+    except Exception as error:
+        raise interpreter.InterpreterError(repr(error)) from error
+
+
+_patch_tensor_before = interpreter._patch_lang_tensor
 
 
 def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
@@ -82,5 +109,5 @@ def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
 
     Triton 3.6.0 relies on that (triton-lang/triton#9171); 3.7.1 asks, and this changes nothing there.
     """
-    _patch_before(tensor, scope)
+    _patch_tensor_before(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))

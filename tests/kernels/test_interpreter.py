@@ -3,12 +3,14 @@ that a repair is no longer needed.
 """
 
 import warnings
+from types import ModuleType
 
 import pytest
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import interpreter
 
 from gptface_dist.kernels.attention.interpreter import interpreting, repaired
 
@@ -27,6 +29,19 @@ def _cast(source, target, COUNT: tl.constexpr):
 def _dot(a, b, out, N: tl.constexpr):
     places = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
     tl.store(out + places, tl.dot(tl.load(a + places), tl.load(b + places)))
+
+
+@triton.jit
+def _plus(a, b):
+    return a + b
+
+
+@triton.jit
+def _sum(source, target, COUNT: tl.constexpr):
+    total = tl.zeros((1,), tl.float32)
+    for _ in range(5):
+        total = _plus(total, tl.sum(tl.load(source + tl.arange(0, COUNT)), 0))
+    tl.store(target + tl.arange(0, 1), total)
 
 
 def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,10 +81,34 @@ def test_products_are_of_values(dtype: torch.dtype) -> None:
         assert torch.allclose(dot(a, b), a.float() @ b.float(), rtol=1e-5, atol=1e-5)
 
 
-def test_the_repairs_are_needed() -> None:
+def replaced(monkeypatch: pytest.MonkeyPatch) -> list[ModuleType]:
+    """The modules whose operations the interpreter replaces during a launch of :func:`_sum`, again for each time."""
+    modules, replace = [], interpreter._patch_lang_core
+
+    def watched(module: ModuleType, scope: object) -> None:
+        modules.append(module)
+        replace(module, scope)
+
+    monkeypatch.setattr(interpreter, "_patch_lang_core", watched)
+    total = torch.empty(1)
+    _sum[(1,)](torch.arange(8.0), total, 8)
+    assert total.item() == 5 * 28
+    return modules
+
+
+def test_the_language_is_replaced_once_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And restored, whichever module names it."""
+    before = {module: dict(vars(module)) for module in (tl, tl.core, tl.math, tl.tensor)}
+    with repaired():
+        assert replaced(monkeypatch) == [tl, tl.core]
+    assert all(vars(module)[name] is value for module, members in before.items() for name, value in members.items())
+
+
+def test_the_repairs_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for dtype in (torch.float8_e4m3fn, torch.bfloat16):
             assert not torch.equal(cast(numbers()[:4096], dtype), numbers()[:4096].to(dtype).float())
         ones = torch.ones(16, 16, dtype=torch.bfloat16)
         assert not torch.equal(dot(ones, ones), ones.float() @ ones.float())
+    assert len(replaced(monkeypatch)) > 10
