@@ -71,7 +71,8 @@ def shortened(case: Case) -> Case:
     if plain and layout.world > 2:
         # The second step has gradients of updated weights and moments, as the third.
         case = dataclasses.replace(case, steps=2)
-    large = layout.world > (2 if layout.zero == 3 else 4)
+    # Interleaved stages show their steady state only with more micro-batches than stages.
+    large = layout.world > (4 if layout.vpp > 1 and layout.zero < 3 else 2)
     short = case.model not in (UNEVEN, ALL) and (large or not plain)
     return dataclasses.replace(case, micro_batches=4) if short else case
 
