@@ -42,7 +42,7 @@ LONGEST = (
     "training/test_init_from.py",
     "distributed/test_strangers.py",
 )
-"""Files that take about a minute or more: they come first, so that the workers of a parallel run end together."""
+"""The files that take longest: they come first, so that the workers of a parallel run end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

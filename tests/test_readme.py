@@ -15,6 +15,7 @@ from gptface_dist.errors import UserError
 from gptface_dist.generation.options import GenerationOptions
 from gptface_dist.tools import main
 from gptface_dist.training.config import Config
+from tests.program import gptface
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -83,7 +84,7 @@ def test_the_cluster_s_overrides_exist() -> None:
     config.layout.check(4 * 8, config.model, config.data.global_batch // config.data.micro_batch // config.layout.dp)
 
 
-def test_from_nothing_to_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_from_nothing_to_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands from the first `faces render` to the last on a release, in their order, with fewer faces and steps."""
     every = list(commands(ROOT / "README.md"))
     first = next(number for number, one in enumerate(every) if one[:2] == ["faces", "render"])
@@ -96,10 +97,8 @@ def test_from_nothing_to_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             arguments = [word.replace("FOLDER", "out/held_out") for word in arguments]
         quick = [SMALLER.get(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
         quick += next((more for name, more in QUICK.items() if tuple(arguments[: len(name)]) == name), [])
-        monkeypatch.setattr("sys.argv", ["gptface", *quick])
-        with pytest.raises(SystemExit) as ended:
-            main.run()
-        assert not ended.value.code, (quick, capfd.readouterr().err)
+        status, _, error = gptface(*quick)
+        assert status == 0, (quick, error)
         done.append(arguments[0])
     assert {"tokenizer", "data", "train", "convert", "inspect", "generate", "edit", "caption", "score"} < set(done)
     with Image.open("edited.png") as opened:

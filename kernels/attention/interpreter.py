@@ -1,9 +1,9 @@
 """Repairs of Triton's interpreter (TRITON_INTERPRET=1: kernels run on a CPU, without compilation).
 
 Triton's interpreter (3.6.0 and 3.7.1) rounds casts to 8-bit and 16-bit floats wrongly and multiplies bfloat16 matrices by
-their bit patterns; that of 3.6.0 cannot count loops with numpy 2.4 and later; both spend a third of their time on looking the
-language through again at each call of a function by a kernel. Each repair stands in for one of its functions while our kernels
-run, and computes what the GPU does.
+their bit patterns; that of 3.6.0 cannot count loops with numpy 2.4 and later; both look the whole language through again at
+each call that a kernel makes. Each repair stands in for one of its functions while our kernels run, and computes what the GPU
+does.
 """
 
 import contextlib

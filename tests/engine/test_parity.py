@@ -71,7 +71,7 @@ def shortened(case: Case) -> Case:
     if plain and layout.world > 2:
         # The second step has gradients of updated weights and moments, as the third.
         case = dataclasses.replace(case, steps=2)
-    # Interleaved stages show their steady state only with more micro-batches than stages.
+    # Interleaved stages show their steady state only with more micro-batches than stages: with ZeRO-3, the case of ALL does.
     large = layout.world > (4 if layout.vpp > 1 and layout.zero < 3 else 2)
     short = case.model not in (UNEVEN, ALL) and (large or not plain)
     return dataclasses.replace(case, micro_batches=4) if short else case

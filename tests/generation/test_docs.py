@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gptface_dist.generation import Generator
-from gptface_dist.tools import main
+from tests.program import gptface
 
 DOCS = Path(__file__).parents[2] / "docs" / "generation.md"
 
@@ -29,14 +29,12 @@ def at(tmp_path: Path, release_folder: Path, generator: Generator, monkeypatch: 
     return tmp_path
 
 
-def test_commands(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(at: Path) -> None:
     commands = [line for line in first_block("gptface generate") if line.startswith("gptface ")][:6]
     assert [command.split()[1] for command in commands] == ["generate", "edit", "caption", "score", "generate", "edit"]
     for command in commands:
-        monkeypatch.setattr("sys.argv", shlex.split(command))
-        with pytest.raises(SystemExit) as ended:
-            main.run()
-        assert not ended.value.code, (command, capsys.readouterr().err)
+        status, _, error = gptface(*shlex.split(command)[1:])
+        assert status == 0, (command, error)
     assert (at / "faces.png").is_file()
     assert (at / "edited.png").is_file()
 
